@@ -1,0 +1,4 @@
+// Command varve stores virtual disks, serves them, and snapshots them.
+package main
+
+func main() {}

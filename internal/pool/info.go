@@ -1,0 +1,115 @@
+package pool
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// VolumeInfo describes a volume at one instant.
+type VolumeInfo struct {
+	ID        uuid.UUID
+	Name      string
+	SizeBytes int64
+	Labels    map[string]string
+	CreatedAt time.Time
+	// Origin is the snapshot (VOLUME@NAME) this volume was cloned from, as it was
+	// called then; empty for others.
+	Origin string
+	// Parent is the name of the newest visible snapshot of this volume that its
+	// head descends from, empty if there is none.
+	Parent string
+	// MappedBytes counts the blocks that hold data (not holes).
+	MappedBytes int64
+	// Snapshots counts the volume's visible snapshots.
+	Snapshots int
+}
+
+// SnapshotInfo describes a row snapshot.
+type SnapshotInfo struct {
+	ID          uuid.UUID
+	Volume      string // name of the volume it is a snapshot of
+	VolumeID    uuid.UUID
+	Name        string
+	SizeBytes   int64
+	CreatedAt   time.Time
+	ExpiresAt   time.Time // zero: never
+	Labels      map[string]string
+	Protected   bool
+	Automatic   bool // made by a rollback
+	GroupID     uuid.UUID
+	GroupSize   int // volumes snapshotted at the same instant, 1 or more
+	MappedBytes int64
+	// Parent is the visible snapshot this one descends from, as VOLUME@NAME; empty at the root.
+	Parent string
+	// Clones are the names of volumes whose nearest visible ancestor this is, other than its own volume.
+	Clones []string
+	// Head tells that the volume's head descends directly from this snapshot.
+	Head bool
+}
+
+// Usage tells what a volume's head or a snapshot holds, in bytes.
+type Usage struct {
+	Mapped    int64 // data reachable through it
+	Exclusive int64 // what deleting it would free
+	Shared    int64 // Mapped - Exclusive
+}
+
+// VolumeSpec says what volume to create.
+type VolumeSpec struct {
+	Name      string
+	SizeBytes int64
+	Labels    map[string]string
+	// Incomplete volumes are being filled (an import): they take their name but
+	// are not listed, and disappear when the pool is opened again, until
+	// CompleteVolume.
+	Incomplete bool
+}
+
+// SnapshotSpec says what snapshot to create.
+type SnapshotSpec struct {
+	Name    string
+	Labels  map[string]string
+	KeepFor time.Duration // zero: no expiry
+}
+
+// SnapshotRef names a snapshot: VOLUME@NAME.
+type SnapshotRef struct {
+	Volume, Name string
+}
+
+func (r SnapshotRef) String() string { return r.Volume + "@" + r.Name }
+
+// Info describes a pool.
+type Info struct {
+	ID            uuid.UUID
+	FormatVersion int
+	CreatedAt     time.Time
+	Volumes       int
+	Snapshots     int
+	HiddenStates  int   // deleted snapshots that still have several children
+	PhysicalBytes int64 // allocated on disk by the pool's files
+	LogBytes      int64 // written to the log since the pool was created
+	ClientBytes   int64 // payload written by clients since the pool was opened
+	Segments      int
+	Checkpoints   uint64
+	// DurableSeq and LastSeq are the newest durable and the newest written batch.
+	DurableSeq, LastSeq uint64
+	// ReadOnlyReason is why the pool accepts no writes any more; empty if it does.
+	ReadOnlyReason string
+	MapCacheBytes  int64
+}
+
+// Event is something an operator wants to know: damage found, writes stopped, ...
+type Event struct {
+	Time    time.Time
+	Kind    string // damage, write-stop, no-space, recovered
+	Object  string // VOLUME, VOLUME@SNAP or a file of the pool
+	Message string
+}
+
+// Timing tells how long a change of lineage took.
+type Timing struct {
+	Pause   time.Duration // writers of the pool waited this long
+	Durable time.Duration // until the record was on disk, pause included
+}
