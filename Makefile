@@ -1,0 +1,64 @@
+# Two commands do it all on a machine with Go, git and make:
+#   make demo    the whole story on a scratch directory
+#   make test    every check there is
+
+GO       ?= go
+FUZZTIME ?= 30s
+
+GOLANGCI_VERSION := v2.12.2
+GOLANGCI         := bin/golangci-lint-$(GOLANGCI_VERSION)
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# The version is stamped below; a checkout that belongs to another user builds too.
+export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
+
+.PHONY: build
+build: ## bin/varve, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/varve ./cmd/varve
+
+.PHONY: demo
+demo: build ## import, serve, snapshot, roll back, clone, export; every step checked
+	bin/varve demo
+
+.PHONY: test
+test: packages fmt vet lint ## every check, the tests last
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: packages
+packages: ## the programs that tests use as clients
+	.ci/packages
+
+.PHONY: fmt
+fmt:
+	@unformatted=$$(gofmt -l cmd internal); \
+	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: $(GOLANGCI)
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv bin/golangci-lint $@
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each
+	@set -e; for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -run '^$$' -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: man
+man: build ## dist/man/*.1
+	bin/varve man dist/man
+
+.PHONY: clean
+clean:
+	rm -rf bin dist/man
