@@ -41,6 +41,9 @@ func (f *osFile) done(op string, err error) error {
 func (f *osFile) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
 
 func (f *osFile) TryReadAt(p []byte, off int64) (int, error) {
+	if off < 0 { // to preadv2, -1 is the file's own position
+		return 0, f.done("read", unix.EINVAL)
+	}
 	if f.noNowait.Load() {
 		return 0, ErrWouldBlock
 	}
@@ -80,22 +83,8 @@ func (f *osFile) writeAt(bufs [][]byte, off int64) error {
 		clear(iov[:used]) // the pool must not keep the caller's buffers alive
 		iovecs.Put(iov)
 	}()
-	// skip is how much of bufs[0] has been written.
-	for skip := 0; ; {
-		n := 0
-		for i, b := range bufs {
-			if i == 0 {
-				b = b[skip:]
-			}
-			if len(b) == 0 {
-				continue
-			}
-			iov[n].Base = &b[0]
-			iov[n].SetLen(len(b))
-			if n++; n == maxIovecs {
-				break
-			}
-		}
+	for rest := (unwritten{bufs: bufs}); ; {
+		n := rest.describe(iov[:])
 		if n == 0 {
 			return nil
 		}
@@ -105,9 +94,40 @@ func (f *osFile) writeAt(bufs [][]byte, off int64) error {
 			return f.done("write", err)
 		}
 		off += int64(written)
-		for skip += written; len(bufs) > 0 && skip >= len(bufs[0]); bufs = bufs[1:] {
-			skip -= len(bufs[0])
+		rest.advance(written)
+	}
+}
+
+// unwritten is what is left of a vector of buffers: all of bufs but the first
+// skip bytes of bufs[0].
+type unwritten struct {
+	bufs [][]byte
+	skip int
+}
+
+// describe fills iov with as much as it can name, and returns how many it used:
+// 0 when nothing is left. Empty buffers take no place.
+func (u *unwritten) describe(iov []unix.Iovec) (n int) {
+	for i, b := range u.bufs {
+		if i == 0 {
+			b = b[u.skip:]
 		}
+		if n == len(iov) {
+			break
+		}
+		if len(b) > 0 {
+			iov[n].Base = &b[0]
+			iov[n].SetLen(len(b))
+			n++
+		}
+	}
+	return n
+}
+
+// advance takes n bytes off the front, which a write may end anywhere.
+func (u *unwritten) advance(n int) {
+	for u.skip += n; len(u.bufs) > 0 && u.skip >= len(u.bufs[0]); u.bufs = u.bufs[1:] {
+		u.skip -= len(u.bufs[0])
 	}
 }
 

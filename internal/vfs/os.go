@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 	"syscall"
 
@@ -47,7 +48,12 @@ func openFile(op, name string, flags int) (File, error) {
 
 func (osFS) Remove(name string) error { return os.Remove(name) }
 
-func (osFS) Rename(oldName, newName string) error { return os.Rename(oldName, newName) }
+func (osFS) Rename(oldName, newName string) error {
+	if path.Dir(oldName) != path.Dir(newName) {
+		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: unix.EXDEV}
+	}
+	return os.Rename(oldName, newName)
+}
 
 func (osFS) Mkdir(name string) error { return os.Mkdir(name, 0o700) }
 

@@ -40,18 +40,21 @@ type FS interface {
 	OpenReadOnly(name string) (File, error)
 	// Remove deletes a file or an empty directory.
 	Remove(name string) error
-	// Rename moves a file, replacing what was at newName, at once or not at all.
+	// Rename gives a file or directory another name in the same directory, replacing
+	// the file at newName, at once or not at all. Across directories it fails with
+	// syscall.EXDEV: two directories are never durable in one step.
 	Rename(oldName, newName string) error
 	// Mkdir makes one directory; fs.ErrExist if the name is taken.
 	Mkdir(name string) error
 	// List returns the names in a directory, sorted.
 	List(dir string) ([]string, error)
-	// Stat describes a file or directory.
+	// Stat describes a file or directory. Sys of the result is a *syscall.Stat_t
+	// whose Ino, Size and Blocks (of 512 bytes, what is allocated) are set.
 	Stat(name string) (fs.FileInfo, error)
 	// SyncDir makes the entries of a directory durable.
 	SyncDir(dir string) error
 	// Lock takes an exclusive lock on the file name, creating it if needed and
-	// writing holder into it, so that the loser's ErrLocked can name the winner.
+	// writing holder (one line) into it, so that the loser's ErrLocked can name the winner.
 	// Close releases it; so does the end of the process.
 	Lock(name, holder string) (io.Closer, error)
 }
@@ -60,7 +63,8 @@ type FS interface {
 type File interface {
 	// ReadAt is io.ReaderAt.
 	ReadAt(p []byte, off int64) (int, error)
-	// TryReadAt is ReadAt if all of p is in memory, else ErrWouldBlock.
+	// TryReadAt is ReadAt if all of p is in memory, else it returns 0 and ErrWouldBlock;
+	// so it does for a read beyond the end. Only ReadAt can tell these apart.
 	TryReadAt(p []byte, off int64) (int, error)
 	// WriteAt writes the concatenation of bufs at off, extending the file as needed. On an
 	// error any part of it may have been written. It does not retain or change bufs.

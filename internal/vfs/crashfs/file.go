@@ -162,17 +162,16 @@ func (f *file) Sync() error {
 // StartWriteback promises nothing, and does nothing.
 func (f *file) StartWriteback(_, _ int64) {}
 
+// DropCache makes readers see what the disk has, and what is still to be written to it.
 func (f *file) DropCache() error {
-	f.fs.mu.Lock()
-	defer f.fs.mu.Unlock()
-	if f.fs.crashed {
-		return ErrCrashed
-	}
-	if f.in.lost {
-		f.fs.setCached(f.in, f.in.written())
-		f.in.lost = false
-	}
-	return nil
+	return f.fs.look(Op{Kind: DropCache, Path: f.name}, func() error {
+		err := f.check(0, 0)
+		if err == nil && f.in.lost {
+			f.fs.setCached(f.in, f.in.written())
+			f.in.lost = false
+		}
+		return err
+	})
 }
 
 func (f *file) Size() (size int64, err error) {

@@ -13,6 +13,7 @@ const (
 	Stat
 	Lock
 	Read
+	DropCache
 
 	Create
 	Remove
@@ -27,7 +28,7 @@ const (
 )
 
 var kindNames = [...]string{
-	Open: "open", List: "list", Stat: "stat", Lock: "lock", Read: "read",
+	Open: "open", List: "list", Stat: "stat", Lock: "lock", Read: "read", DropCache: "drop cache",
 	Create: "create", Remove: "remove", Rename: "rename", Mkdir: "mkdir", SyncDir: "sync directory",
 	Write: "write", Truncate: "truncate", Allocate: "allocate", PunchHole: "punch hole", Sync: "sync",
 }

@@ -1,0 +1,32 @@
+//go:build !race
+
+package vfs
+
+import "testing"
+
+// The race detector makes sync.Pool forget at random, so it is off here.
+func TestHotPathDoesNotAllocate(t *testing.T) {
+	f := newOSFile(t)
+	bufs := make([][]byte, 1500)
+	for i := range bufs {
+		bufs[i] = make([]byte, 512)
+	}
+	if err := f.WriteAt(bufs, 0); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 4096)
+	for name, call := range map[string]func() error{
+		"WriteAt":   func() error { return f.WriteAt(bufs, 0) },
+		"ReadAt":    func() error { _, err := f.ReadAt(p, 0); return err },
+		"TryReadAt": func() error { _, err := f.TryReadAt(p, 0); return err },
+	} {
+		var err error
+		allocs := testing.AllocsPerRun(50, func() { err = call() })
+		if err != nil && err != ErrWouldBlock {
+			t.Fatal(err)
+		}
+		if allocs >= 1 {
+			t.Errorf("%s allocates %v times", name, allocs)
+		}
+	}
+}
