@@ -32,11 +32,14 @@ func (f *file) check(off, length int64) error {
 	return nil
 }
 
-func (f *file) checkWrite(off, length int64) error {
-	if !f.writable && !f.closed {
-		return syscall.EBADF
+// checkChange is check for a change of length bytes, which wants a writable file
+// unless it changes nothing.
+func (f *file) checkChange(off, length int64) error {
+	err := f.check(off, length)
+	if err == nil && length > 0 && !f.writable {
+		err = syscall.EBADF
 	}
-	return f.check(off, length)
+	return err
 }
 
 func (f *file) ReadAt(p []byte, off int64) (n int, err error) {
@@ -78,7 +81,7 @@ func (f *file) WriteAt(bufs [][]byte, off int64) error {
 
 // write stores as much of data as there is space for.
 func (f *file) write(op Op, data []byte) error {
-	err := f.checkWrite(op.Offset, op.Length)
+	err := f.checkChange(op.Offset, op.Length)
 	if err != nil || len(data) == 0 {
 		return err
 	}
@@ -114,7 +117,10 @@ func (f *file) fits(off, length int64) int64 {
 func (f *file) Truncate(sizeBytes int64) error {
 	op := Op{Kind: Truncate, Path: f.name, Offset: sizeBytes}
 	return f.fs.change(op, func() error {
-		err := f.checkWrite(sizeBytes, 0)
+		err := f.check(sizeBytes, 0)
+		if err == nil && !f.writable {
+			err = syscall.EINVAL
+		}
 		if err == nil {
 			f.fs.note(f.id, change{Op: op})
 		}
@@ -125,7 +131,7 @@ func (f *file) Truncate(sizeBytes int64) error {
 func (f *file) Allocate(off, length int64) error {
 	op := Op{Kind: Allocate, Path: f.name, Offset: off, Length: length}
 	return f.fs.change(op, func() error {
-		err := f.checkWrite(off, length)
+		err := f.checkChange(off, length)
 		if err != nil || length == 0 {
 			return err
 		}
@@ -140,7 +146,7 @@ func (f *file) Allocate(off, length int64) error {
 func (f *file) PunchHole(off, length int64) error {
 	op := Op{Kind: PunchHole, Path: f.name, Offset: off, Length: length}
 	return f.fs.change(op, func() error {
-		err := f.checkWrite(off, length)
+		err := f.checkChange(off, length)
 		if err == nil && length > 0 {
 			f.fs.note(f.id, change{Op: op})
 		}

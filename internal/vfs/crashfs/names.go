@@ -165,18 +165,16 @@ func (f *FS) Rename(oldName, newName string) error {
 }
 
 func (f *FS) rename(op Op) error {
+	if path.Dir(op.Path) != path.Dir(op.NewPath) {
+		return syscall.EXDEV
+	}
 	id, in, err := f.find(op.Path)
 	if err != nil {
 		return err
 	}
 	dirID, dir, err := f.findDir(path.Dir(op.NewPath))
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case path.Dir(op.Path) != path.Dir(op.NewPath):
-		return syscall.EXDEV
-	case op.Path == op.NewPath:
-		return nil
 	}
 	if replacedID, ok := dir.cached.entries[path.Base(op.NewPath)]; ok {
 		replaced := f.inodes[replacedID]
@@ -185,6 +183,8 @@ func (f *FS) rename(op Op) error {
 			return syscall.EEXIST
 		case in.isDir:
 			return syscall.ENOTDIR
+		case replaced == in:
+			return nil
 		}
 		replaced.links--
 		f.release(replaced)
