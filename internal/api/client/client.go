@@ -1,0 +1,211 @@
+// Package client calls the daemon's API. Every method is one operation of it,
+// in the words of package contract; an error the daemon gave is a
+// *contract.Error, and ErrNoDaemon means that nobody answers.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"syscall"
+	"time"
+
+	"varve/internal/contract"
+)
+
+// ErrNoDaemon: no daemon answers on the socket.
+var ErrNoDaemon = errors.New("no daemon answers")
+
+// Client talks to one daemon. It may be used concurrently.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// New returns a client of the daemon on a unix socket; nothing is sent yet.
+func New(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+// Close ends idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// call sends in, unless nil, as JSON and decodes the answer into out, unless nil.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var send io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		send = bytes.NewReader(b)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://varve"+path, send)
+	if err != nil {
+		return fmt.Errorf("make the request: %w", err)
+	}
+	if in != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+		}
+		var of *url.Error
+		if errors.As(err, &of) {
+			err = of.Err
+		}
+		return fmt.Errorf("ask the daemon on %s: %w", c.socket, err)
+	}
+	defer response.Body.Close()
+	decode := json.NewDecoder(response.Body)
+	if response.StatusCode >= 300 {
+		told := new(contract.Error)
+		if err := decode.Decode(told); err != nil || told.Code == "" {
+			return fmt.Errorf("the daemon on %s answered %s", c.socket, response.Status)
+		}
+		return told
+	}
+	if out == nil {
+		return nil
+	}
+	if err := decode.Decode(out); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+func get[T any](ctx context.Context, c *Client, path string) (out T, err error) {
+	err = c.call(ctx, http.MethodGet, path, nil, &out)
+	return out, err
+}
+
+func send[T any](ctx context.Context, c *Client, method, path string, in any) (out T, err error) {
+	err = c.call(ctx, method, path, in, &out)
+	return out, err
+}
+
+// Status is everything at a glance.
+func (c *Client) Status(ctx context.Context) (contract.Status, error) {
+	return get[contract.Status](ctx, c, "/v1/status")
+}
+
+// Pool describes the pool.
+func (c *Client) Pool(ctx context.Context) (contract.Pool, error) {
+	return get[contract.Pool](ctx, c, "/v1/pool")
+}
+
+// Check starts to verify the pool.
+func (c *Client) Check(ctx context.Context) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, "/v1/checks", nil)
+}
+
+// Volumes lists volumes by name.
+func (c *Client) Volumes(ctx context.Context) ([]contract.Volume, error) {
+	return get[[]contract.Volume](ctx, c, "/v1/volumes")
+}
+
+func volumePath(name string) string { return "/v1/volumes/" + url.PathEscape(name) }
+
+// Volume describes a volume.
+func (c *Client) Volume(ctx context.Context, name string) (contract.Volume, error) {
+	return get[contract.Volume](ctx, c, volumePath(name))
+}
+
+// CreateVolume makes an empty volume or a clone.
+func (c *Client) CreateVolume(ctx context.Context, r contract.CreateVolume) (contract.Volume, error) {
+	return send[contract.Volume](ctx, c, http.MethodPost, "/v1/volumes", r)
+}
+
+// Import starts to make a volume from an image file.
+func (c *Client) Import(ctx context.Context, r contract.Import) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, "/v1/imports", r)
+}
+
+// Export starts to write a volume or snapshot to an image file.
+func (c *Client) Export(ctx context.Context, r contract.ExportFile) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, "/v1/exports", r)
+}
+
+// ChangeVolume renames, labels or resizes.
+func (c *Client) ChangeVolume(ctx context.Context, name string, r contract.ChangeVolume) (contract.Volume, error) {
+	return send[contract.Volume](ctx, c, http.MethodPatch, volumePath(name), r)
+}
+
+// DeleteVolume deletes a volume; force disconnects its clients.
+func (c *Client) DeleteVolume(ctx context.Context, name string, force bool) error {
+	return c.call(ctx, http.MethodDelete, volumePath(name)+"?force="+strconv.FormatBool(force), nil, nil)
+}
+
+// Snapshots lists the snapshots of a volume, or of all if it is empty.
+func (c *Client) Snapshots(ctx context.Context, volume string) ([]contract.Snapshot, error) {
+	return get[[]contract.Snapshot](ctx, c, "/v1/snapshots?volume="+url.QueryEscape(volume))
+}
+
+func snapshotPath(ref string) string { return "/v1/snapshots/" + url.PathEscape(ref) }
+
+// Snapshot describes VOLUME@NAME.
+func (c *Client) Snapshot(ctx context.Context, ref string) (contract.Snapshot, error) {
+	return get[contract.Snapshot](ctx, c, snapshotPath(ref))
+}
+
+// CreateSnapshots snapshots volumes at one instant.
+func (c *Client) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot) ([]contract.Snapshot, error) {
+	return send[[]contract.Snapshot](ctx, c, http.MethodPost, "/v1/snapshots", r)
+}
+
+// DeleteSnapshots deletes all of them or none.
+func (c *Client) DeleteSnapshots(ctx context.Context, refs []string) error {
+	return c.call(ctx, http.MethodPost, "/v1/snapshots/delete", contract.DeleteSnapshots{Snapshots: refs}, nil)
+}
+
+// ProtectSnapshot sets or lifts protection.
+func (c *Client) ProtectSnapshot(ctx context.Context, ref string, protected bool) (contract.Snapshot, error) {
+	return send[contract.Snapshot](ctx, c, http.MethodPatch, snapshotPath(ref), contract.ChangeSnapshot{Protected: protected})
+}
+
+// Rollback makes VOLUME@NAME the content of VOLUME.
+func (c *Client) Rollback(ctx context.Context, ref string, force bool) (contract.Rollback, error) {
+	return send[contract.Rollback](ctx, c, http.MethodPost, snapshotPath(ref)+"/rollback", contract.RollBack{Force: force})
+}
+
+// Jobs lists jobs, oldest first.
+func (c *Client) Jobs(ctx context.Context) ([]contract.Job, error) {
+	return get[[]contract.Job](ctx, c, "/v1/jobs")
+}
+
+func jobPath(id string) string { return "/v1/jobs/" + url.PathEscape(id) }
+
+// Job describes a job. With a wait, of up to a minute, it answers when the job
+// is finished, or after that time as it is then.
+func (c *Client) Job(ctx context.Context, id string, wait time.Duration) (contract.Job, error) {
+	return get[contract.Job](ctx, c, fmt.Sprintf("%s?wait_seconds=%g", jobPath(id), wait.Seconds()))
+}
+
+// CancelJob has a job stop and undo what it did.
+func (c *Client) CancelJob(ctx context.Context, id string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, jobPath(id)+"/cancel", nil)
+}
+
+// PauseJob holds a running job.
+func (c *Client) PauseJob(ctx context.Context, id string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, jobPath(id)+"/pause", nil)
+}
+
+// ResumeJob lets a paused job go on.
+func (c *Client) ResumeJob(ctx context.Context, id string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, jobPath(id)+"/resume", nil)
+}

@@ -1,0 +1,122 @@
+package cli
+
+import (
+	"fmt"
+
+	"varve/internal/contract"
+)
+
+type jobCommands struct {
+	List   jobList   `cmd:"" help:"List jobs, those finished lately too."`
+	Show   jobShow   `cmd:"" help:"Show a job."`
+	Wait   jobWait   `cmd:"" help:"Wait for a job and end as it ended."`
+	Cancel jobCancel `cmd:"" help:"Have a job stop and undo what it did; returns when it has."`
+	Pause  jobPause  `cmd:"" help:"Hold a running import or export."`
+	Resume jobResume `cmd:"" help:"Let a paused job go on."`
+}
+
+type jobList struct{}
+
+// Run lists jobs.
+func (jobList) Run(t *terminal) error {
+	jobs, err := t.client.Jobs(t.ctx)
+	if err != nil {
+		return err
+	}
+	return t.print(jobs, func(w *table) {
+		w.row("ID", "KIND", "OBJECT", "STATE", "PROGRESS", "STARTED", "FINISHED", "REASON")
+		for _, j := range jobs {
+			w.row(j.ID, j.Kind, j.Object, j.State, percent(j.Progress), localTime(j.StartedAt), localTime(j.FinishedAt), j.Reason)
+		}
+	})
+}
+
+func percent(done float64) string { return fmt.Sprintf("%.0f%%", done*100) }
+
+type jobShow struct {
+	ID string `arg:"" name:"id" help:"Job."`
+}
+
+// Run shows a job.
+func (c jobShow) Run(t *terminal) error {
+	job, err := t.client.Job(t.ctx, c.ID, 0)
+	if err != nil {
+		return err
+	}
+	return t.showJob(job)
+}
+
+func (t *terminal) showJob(j contract.Job) error {
+	return t.print(j, func(w *table) {
+		w.row("id", j.ID)
+		w.row("kind", j.Kind)
+		w.row("object", j.Object)
+		w.row("state", j.State)
+		w.row("progress", percent(j.Progress))
+		w.row("created", localTime(&j.CreatedAt))
+		w.field("started", localTime(j.StartedAt))
+		w.field("finished", localTime(j.FinishedAt))
+		w.field("reason", j.Reason)
+	})
+}
+
+type jobWait struct {
+	ID string `arg:"" name:"id" help:"Job."`
+}
+
+// Run waits for a job. An interrupt ends the waiting, not the job.
+func (c jobWait) Run(t *terminal) error {
+	job, err := t.client.Job(t.ctx, c.ID, 0)
+	if err != nil {
+		return err
+	}
+	job, err = t.follow(job)
+	if job.State.Final() {
+		if shown := t.showJob(job); err == nil {
+			err = shown
+		}
+	}
+	return err
+}
+
+type jobCancel struct {
+	ID string `arg:"" name:"id" help:"Job."`
+}
+
+// Run cancels a job and waits until it has cleaned up.
+func (c jobCancel) Run(t *terminal) error {
+	job, err := t.client.CancelJob(t.ctx, c.ID)
+	for err == nil && !job.State.Final() {
+		job, err = t.client.Job(t.ctx, job.ID, patience)
+	}
+	if err != nil {
+		return err
+	}
+	return t.showJob(job)
+}
+
+type jobPause struct {
+	ID string `arg:"" name:"id" help:"Job."`
+}
+
+// Run pauses a job.
+func (c jobPause) Run(t *terminal) error {
+	job, err := t.client.PauseJob(t.ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	return t.showJob(job)
+}
+
+type jobResume struct {
+	ID string `arg:"" name:"id" help:"Job."`
+}
+
+// Run resumes a job.
+func (c jobResume) Run(t *terminal) error {
+	job, err := t.client.ResumeJob(t.ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	return t.showJob(job)
+}

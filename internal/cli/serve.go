@@ -1,0 +1,100 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
+	"varve/internal/api"
+	"varve/internal/daemon"
+)
+
+// drainTime is how long clients have to finish what they are doing when the daemon stops.
+const drainTime = 30 * time.Second
+
+type serveCommand struct {
+	NBD      []string `name:"nbd" help:"Serve NBD here too: host:port, or the path of a unix socket; repeatable. There is no password and no encryption." placeholder:"ADDR" sep:"none"`
+	MapCache size     `help:"Memory for block maps." default:"256M" placeholder:"SIZE"`
+}
+
+// Run serves until SIGTERM or SIGINT. Then running requests finish, and everything
+// is made durable; a second signal cuts clients off, a third ends the process as it is.
+func (c serveCommand) Run(t *terminal) error {
+	level := slog.LevelInfo
+	if t.Quiet {
+		level = slog.LevelWarn
+	}
+	log := slog.New(slog.NewTextHandler(t.stderr, &slog.HandlerOptions{Level: level}))
+
+	d, err := daemon.Start(t.ctx, daemon.Config{
+		DataDir: t.Data, NBD: c.NBD, MapCacheBytes: int64(c.MapCache), Version: t.version, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	hurry, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go hurryUp(t.ctx, hurry, cancel)
+
+	err = c.answer(t, d, hurry, log)
+	drain, cancelDrain := context.WithTimeout(hurry, drainTime)
+	defer cancelDrain()
+	return errors.Join(err, d.Stop(drain))
+}
+
+// answer serves the API until the first signal, and then until its running
+// requests have finished.
+func (c serveCommand) answer(t *terminal, d *daemon.Daemon, hurry context.Context, log *slog.Logger) error {
+	// Nobody is answered before NBD listens, so a status that answers means that all does.
+	socket, err := daemon.Listen(t.Socket)
+	if err != nil {
+		return err
+	}
+	notify(log, systemd.SdNotifyReady)
+	ended := make(chan error, 1)
+	go func() { ended <- api.Serve(t.ctx, hurry, socket, api.New(d, t.version)) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-t.ctx.Done():
+	}
+	notify(log, systemd.SdNotifyStopping)
+	d.StopJobs() // those who wait for one get their answer
+	return <-ended
+}
+
+// hurryUp waits for the signals after the first.
+func hurryUp(first, done context.Context, cut context.CancelFunc) {
+	select {
+	case <-first.Done():
+	case <-done.Done():
+		return
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	for range 2 {
+		select {
+		case <-signals:
+			if done.Err() != nil {
+				os.Exit(1)
+			}
+			cut()
+		case <-done.Done():
+			return
+		}
+	}
+}
+
+// notify tells systemd, where it started us.
+func notify(log *slog.Logger, state string) {
+	if _, err := systemd.SdNotify(false, state); err != nil {
+		log.Warn("cannot notify systemd", "error", err)
+	}
+}

@@ -1,0 +1,184 @@
+package cli
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"varve/internal/contract"
+)
+
+type volumeCommands struct {
+	Create volumeCreate `cmd:"" help:"Create a volume: empty, from an image, or as an instant clone of a snapshot."`
+	List   volumeList   `cmd:"" help:"List volumes."`
+	Show   volumeShow   `cmd:"" help:"Show a volume."`
+	Rename volumeRename `cmd:"" help:"Rename a volume."`
+	Label  volumeLabel  `cmd:"" help:"Set labels; an empty value removes one."`
+	Resize volumeResize `cmd:"" help:"Grow a volume; shrink it with --force."`
+	Delete volumeDelete `cmd:"" help:"Delete a volume that has no snapshots."`
+	Export volumeExport `cmd:"" help:"Write a volume or a snapshot to an image file."`
+}
+
+type volumeCreate struct {
+	Volume string            `arg:"" name:"name" help:"Name: lower-case letters, digits, dot, underscore, hyphen."`
+	Size   size              `help:"Size; needed unless --from gives it." placeholder:"SIZE"`
+	From   string            `help:"A raw or qcow2 file, or a snapshot VOLUME@NAME to clone. A file whose name looks like a snapshot's: ./FILE." placeholder:"SRC"`
+	Label  map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
+}
+
+// Run creates a volume.
+func (c volumeCreate) Run(t *terminal) error {
+	if _, _, isRef := contract.ParseRef(c.From); c.From != "" && (!isRef || strings.Contains(c.From, "/")) {
+		file, err := filepath.Abs(c.From)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.From, err)
+		}
+		job, err := t.client.Import(t.ctx, contract.Import{Name: c.Volume, File: file, Size: int64(c.Size), Labels: c.Label})
+		if err != nil {
+			return err
+		}
+		return t.finish(job, func(r *contract.Result) error { return t.showVolume(*r.Volume) })
+	}
+	volume, err := t.client.CreateVolume(t.ctx, contract.CreateVolume{Name: c.Volume, Size: int64(c.Size), From: c.From, Labels: c.Label})
+	if err != nil {
+		return err
+	}
+	return t.showVolume(volume)
+}
+
+// Validate implements kong's check before Run.
+func (c volumeCreate) Validate() error {
+	if c.From == "" && c.Size == 0 {
+		return fmt.Errorf("a size is needed, larger than 0: --size 10G")
+	}
+	return nil
+}
+
+type volumeList struct{}
+
+// Run lists volumes.
+func (volumeList) Run(t *terminal) error {
+	volumes, err := t.client.Volumes(t.ctx)
+	if err != nil {
+		return err
+	}
+	return t.print(volumes, func(w *table) {
+		w.row("NAME", "SIZE", "MAPPED", "EXCLUSIVE", "SNAPSHOTS", "CLIENTS", "LABELS")
+		for _, v := range volumes {
+			w.row(v.Name, humanSize(v.Size), humanSize(v.MappedBytes), humanSize(v.ExclusiveBytes), v.Snapshots, len(v.Clients), joined(v.Labels))
+		}
+	})
+}
+
+type volumeShow struct {
+	Volume string `arg:"" help:"Volume."`
+}
+
+// Run shows a volume.
+func (c volumeShow) Run(t *terminal) error {
+	volume, err := t.client.Volume(t.ctx, c.Volume)
+	if err != nil {
+		return err
+	}
+	return t.showVolume(volume)
+}
+
+func (t *terminal) showVolume(v contract.Volume) error {
+	return t.print(v, func(w *table) {
+		w.row("name", v.Name)
+		w.row("id", v.ID)
+		w.row("size", humanSize(v.Size))
+		w.row("mapped", humanSize(v.MappedBytes))
+		w.row("exclusive", humanSize(v.ExclusiveBytes))
+		w.row("shared", humanSize(v.SharedBytes))
+		w.row("layout", v.Layout)
+		w.field("labels", joined(v.Labels))
+		w.row("snapshots", v.Snapshots)
+		w.field("parent", v.Parent)
+		w.field("origin", v.Origin)
+		w.row("created", localTime(&v.CreatedAt))
+		for _, c := range v.Clients {
+			w.row("client", c.Address+" since "+localTime(&c.ConnectedAt)+yes(c.Written, ", has written"))
+		}
+	})
+}
+
+type volumeRename struct {
+	Volume string `arg:"" help:"Volume."`
+	New    string `arg:"" help:"New name."`
+}
+
+// Run renames a volume.
+func (c volumeRename) Run(t *terminal) error {
+	return t.change(c.Volume, contract.ChangeVolume{Name: c.New})
+}
+
+func (t *terminal) change(volume string, r contract.ChangeVolume) error {
+	changed, err := t.client.ChangeVolume(t.ctx, volume, r)
+	if err != nil {
+		return err
+	}
+	return t.showVolume(changed)
+}
+
+type volumeLabel struct {
+	Volume string            `arg:"" help:"Volume."`
+	Labels map[string]string `arg:"" name:"K=V" help:"Labels." mapsep:"none"`
+}
+
+// Run labels a volume.
+func (c volumeLabel) Run(t *terminal) error {
+	return t.change(c.Volume, contract.ChangeVolume{Labels: c.Labels})
+}
+
+type volumeResize struct {
+	Volume string `arg:"" help:"Volume."`
+	Size   size   `arg:"" help:"New size."`
+}
+
+// Run resizes a volume.
+func (c volumeResize) Run(t *terminal) error {
+	n := int64(c.Size)
+	return t.change(c.Volume, contract.ChangeVolume{Size: &n, Force: t.Force})
+}
+
+type volumeDelete struct {
+	Volume string `arg:"" help:"Volume."`
+}
+
+// Run deletes a volume.
+func (c volumeDelete) Run(t *terminal) error {
+	if err := t.client.DeleteVolume(t.ctx, c.Volume, t.Force); err != nil {
+		return err
+	}
+	t.chat("volume %s is deleted", c.Volume)
+	return nil
+}
+
+type volumeExport struct {
+	Source string `arg:"" name:"volume[@snapshot]" help:"Volume or snapshot."`
+	File   string `arg:"" help:"File to write; an existing one needs --force."`
+	Format string `help:"raw or qcow2." enum:"raw,qcow2" default:"raw" placeholder:"FORMAT"`
+}
+
+// Run exports a volume.
+func (c volumeExport) Run(t *terminal) error {
+	file, err := filepath.Abs(c.File)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
+	}
+	job, err := t.client.Export(t.ctx, contract.ExportFile{Source: c.Source, File: file, Format: c.Format, Force: t.Force})
+	if err != nil {
+		return err
+	}
+	return t.finish(job, func(r *contract.Result) error {
+		e := r.Export
+		return t.print(e, func(w *table) {
+			w.row("source", e.Source)
+			w.row("file", e.File)
+			w.row("format", e.Format)
+			w.row("size", humanSize(e.Size))
+			w.row("data", humanSize(e.DataBytes))
+		})
+	})
+}

@@ -1,0 +1,291 @@
+// Package contract holds what people and scripts rely on when they talk to the
+// daemon: the JSON objects of the HTTP API, which the command line prints as they
+// are, and the codes of errors. A field that is here stays; others may be added.
+//
+// Conventions: names are snake_case, sizes and offsets are bytes, durations are
+// milliseconds, times are RFC 3339 in UTC with nine digits of fraction. Lists are
+// arrays and never null. What is unknown or does not apply is absent or null.
+//
+// It imports nothing of ours, so that the service, the API, its client and the
+// command line all speak of the same things without translating.
+package contract
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// timeLayout is RFC 3339 with exactly nine digits of fraction.
+const timeLayout = "2006-01-02T15:04:05.000000000Z07:00"
+
+// Time is a time.Time that reads and prints as RFC 3339 in UTC with nine digits of fraction.
+type Time struct{ time.Time }
+
+// At is the Time of t; nil for the zero time, which stands for never or not yet.
+func At(t time.Time) *Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &Time{t}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (t Time) MarshalText() ([]byte, error) {
+	return t.UTC().AppendFormat(nil, timeLayout), nil
+}
+
+// MarshalJSON implements json.Marshaler.
+func (t Time) MarshalJSON() ([]byte, error) {
+	return []byte(`"` + t.UTC().Format(timeLayout) + `"`), nil
+}
+
+// String is the time as JSON has it, without quotes.
+func (t Time) String() string { return t.UTC().Format(timeLayout) }
+
+// Milliseconds is d as the contract gives durations.
+func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// Volume is a virtual disk that clients read and write.
+type Volume struct {
+	ID             string            `json:"id" doc:"UUID; it stays when the name changes"`
+	Name           string            `json:"name"`
+	Size           int64             `json:"size" doc:"logical size in bytes"`
+	Layout         string            `json:"layout" enum:"redirect"`
+	Labels         map[string]string `json:"labels"`
+	MappedBytes    int64             `json:"mapped_bytes" doc:"blocks that hold data"`
+	ExclusiveBytes int64             `json:"exclusive_bytes" doc:"held by this volume alone"`
+	SharedBytes    int64             `json:"shared_bytes" doc:"held together with snapshots or clones"`
+	DependsOn      []string          `json:"depends_on"`
+	Snapshots      int               `json:"snapshots"`
+	Parent         string            `json:"parent" doc:"newest snapshot of this volume that its content descends from; may be empty"`
+	Origin         string            `json:"origin" doc:"snapshot it was cloned from, as it was called then; may be empty"`
+	CreatedAt      Time              `json:"created_at"`
+	Clients        []Client          `json:"clients" doc:"NBD connections to the volume"`
+}
+
+// Client is an NBD connection.
+type Client struct {
+	Export      string `json:"export"`
+	Address     string `json:"address"`
+	ConnectedAt Time   `json:"connected_at"`
+	Written     bool   `json:"written" doc:"whether it has written"`
+}
+
+// Step is one of the five steps of a snapshot's creation.
+type Step struct {
+	Name string  `json:"name" enum:"initiated,quiesced,flushed,created,released"`
+	MS   float64 `json:"ms"`
+}
+
+// Snapshot is the state of a volume at one instant.
+type Snapshot struct {
+	ID             string            `json:"id"`
+	Volume         string            `json:"volume"`
+	VolumeID       string            `json:"volume_id"`
+	Name           string            `json:"name"`
+	Size           int64             `json:"size" doc:"logical size in bytes"`
+	CreatedAt      Time              `json:"created_at"`
+	Technique      string            `json:"technique" enum:"row"`
+	Class          string            `json:"class" enum:"logical,physical"`
+	Content        string            `json:"content" enum:"full,incremental"`
+	Consistency    string            `json:"consistency" enum:"crash,application"`
+	DependsOn      []string          `json:"depends_on"`
+	Protected      bool              `json:"protected"`
+	ExpiresAt      *Time             `json:"expires_at" required:"true" doc:"null: never"`
+	Automatic      bool              `json:"automatic" doc:"made by a rollback or an export"`
+	Labels         map[string]string `json:"labels"`
+	Parent         string            `json:"parent" doc:"snapshot it descends from, VOLUME@NAME; may be empty"`
+	Head           bool              `json:"head" doc:"whether the volume descends directly from it"`
+	Clones         []string          `json:"clones" doc:"volumes that descend directly from it"`
+	GroupID        string            `json:"group_id" doc:"same for all snapshots of one instant"`
+	MappedBytes    int64             `json:"mapped_bytes"`
+	ExclusiveBytes int64             `json:"exclusive_bytes" doc:"what deleting it would leave to nobody"`
+	SharedBytes    int64             `json:"shared_bytes"`
+	Steps          []Step            `json:"steps" doc:"empty where the daemon was started after the snapshot was made"`
+	PauseMS        *float64          `json:"pause_ms,omitempty" doc:"how long writers waited"`
+	DurableMS      *float64          `json:"durable_ms,omitempty" doc:"until the record was on disk, pause included"`
+}
+
+// Ref is the snapshot's full name, VOLUME@NAME.
+func (s Snapshot) Ref() string { return s.Volume + "@" + s.Name }
+
+// Rollback says what a rollback did.
+type Rollback struct {
+	Volume    string   `json:"volume"`
+	Snapshot  string   `json:"snapshot" doc:"what the volume now holds"`
+	Kept      Snapshot `json:"kept" doc:"the present as it was; roll back to it to undo"`
+	PauseMS   float64  `json:"pause_ms" doc:"how long writers waited"`
+	DurableMS float64  `json:"durable_ms" doc:"until the record was on disk, pause included"`
+}
+
+// JobState is where a job stands.
+type JobState string
+
+// The states of a job; the last three are final.
+const (
+	JobQueued    JobState = "queued"
+	JobRunning   JobState = "running"
+	JobPaused    JobState = "paused"
+	JobDone      JobState = "done"
+	JobFailed    JobState = "failed"
+	JobCancelled JobState = "cancelled"
+)
+
+// Final tells whether a job in this state never changes again.
+func (s JobState) Final() bool { return s == JobDone || s == JobFailed || s == JobCancelled }
+
+// The kinds of jobs.
+const (
+	JobImport = "import"
+	JobExport = "export"
+	JobCheck  = "check"
+)
+
+// Job is something long that the daemon does. It ends with the daemon.
+type Job struct {
+	ID         string   `json:"id"`
+	Kind       string   `json:"kind" enum:"import,export,check"`
+	Object     string   `json:"object" doc:"what it works on"`
+	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
+	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
+	Reason     string   `json:"reason" doc:"why it failed or was cancelled; may be empty"`
+	CreatedAt  Time     `json:"created_at"`
+	StartedAt  *Time    `json:"started_at" required:"true"`
+	FinishedAt *Time    `json:"finished_at" required:"true"`
+	Error      *Error   `json:"error,omitempty"`
+	Result     *Result  `json:"result,omitempty"`
+}
+
+// Result is what a job came to; the field of its kind is set.
+type Result struct {
+	Volume   *Volume  `json:"volume,omitempty" doc:"of an import"`
+	Export   *Export  `json:"export,omitempty"`
+	Check    *Check   `json:"check,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Export is a written image file.
+type Export struct {
+	Source    string `json:"source"`
+	File      string `json:"file"`
+	Format    string `json:"format" enum:"raw,qcow2"`
+	Size      int64  `json:"size" doc:"logical size in bytes"`
+	DataBytes int64  `json:"data_bytes" doc:"bytes that were not holes"`
+}
+
+// Check is what verifying a pool found.
+type Check struct {
+	Blocks   int64    `json:"blocks" doc:"data blocks verified"`
+	MapNodes int64    `json:"map_nodes"`
+	Bytes    int64    `json:"bytes"`
+	Damage   []Damage `json:"damage"`
+}
+
+// Damage is one place that cannot be read as it was written.
+type Damage struct {
+	Object  string `json:"object"`
+	Offset  *int64 `json:"offset" required:"true" doc:"within the object; null where it does not apply"`
+	Length  int64  `json:"length"`
+	Message string `json:"message"`
+}
+
+// Pool describes the pool.
+type Pool struct {
+	ID             string `json:"id"`
+	Path           string `json:"path"`
+	FormatVersion  int    `json:"format_version"`
+	CreatedAt      Time   `json:"created_at"`
+	Volumes        int    `json:"volumes"`
+	Snapshots      int    `json:"snapshots"`
+	HiddenStates   int    `json:"hidden_states" doc:"deleted snapshots that several descendants still share"`
+	PhysicalBytes  int64  `json:"physical_bytes" doc:"allocated on disk"`
+	LogBytes       int64  `json:"log_bytes" doc:"written to the log since the pool was made"`
+	ClientBytes    int64  `json:"client_bytes" doc:"written by clients since the daemon started"`
+	Segments       int    `json:"segments"`
+	Checkpoints    uint64 `json:"checkpoints"`
+	DurableSeq     uint64 `json:"durable_seq"`
+	LastSeq        uint64 `json:"last_seq"`
+	MapCacheBytes  int64  `json:"map_cache_bytes"`
+	ReadOnlyReason string `json:"read_only_reason" doc:"why writes are stopped; empty while they are not"`
+	FreeBytes      int64  `json:"free_bytes" doc:"free on the file system that holds the pool"`
+}
+
+// Status is everything at a glance.
+type Status struct {
+	Version   string   `json:"version"`
+	PID       int      `json:"pid"`
+	StartedAt Time     `json:"started_at"`
+	Data      string   `json:"data"`
+	NBD       []string `json:"nbd" doc:"addresses that NBD is served on"`
+	Pool      Pool     `json:"pool"`
+	Clients   []Client `json:"clients"`
+	Jobs      []Job    `json:"jobs" doc:"those that are not finished"`
+	Problems  []string `json:"problems" doc:"broken promises: writes stopped, damage found"`
+	Warnings  []string `json:"warnings" doc:"what deserves a look"`
+	Events    []Event  `json:"events" doc:"the latest, newest last"`
+}
+
+// Event is something an operator wants to know.
+type Event struct {
+	Time    Time   `json:"time"`
+	Kind    string `json:"kind"`
+	Object  string `json:"object"`
+	Message string `json:"message"`
+}
+
+// ParseRef splits VOLUME@NAME. ok is false unless there is exactly one @ with something on both sides.
+func ParseRef(ref string) (volume, name string, ok bool) {
+	volume, name, ok = strings.Cut(ref, "@")
+	return volume, name, ok && volume != "" && name != "" && !strings.Contains(name, "@")
+}
+
+// Code says what kind of error it is; scripts see it as the exit code.
+type Code string
+
+// The codes of errors.
+const (
+	CodeFailed   Code = "failed"    // it went wrong
+	CodeUsage    Code = "usage"     // an argument that can never be right
+	CodeNotFound Code = "not_found" // there is no such thing
+	CodeRefused  Code = "refused"   // in use, protected, not empty, name taken
+	CodeDamaged  Code = "damaged"   // stored data is not what was written
+)
+
+// ExitCode is the exit status of a command that ended with this code.
+func (c Code) ExitCode() int {
+	switch c {
+	case CodeUsage:
+		return 2
+	case CodeNotFound:
+		return 3
+	case CodeRefused:
+		return 4
+	case CodeDamaged:
+		return 5
+	default:
+		return 1
+	}
+}
+
+// Error is an error as the API gives it.
+type Error struct {
+	Code    Code   `json:"code" enum:"failed,usage,not_found,refused,damaged"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty" doc:"what to do about it"`
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Message }
+
+// Errorf makes an Error without a hint.
+func Errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// WithHint returns a copy of e that says what to do about it.
+func (e *Error) WithHint(format string, args ...any) *Error {
+	c := *e
+	c.Hint = fmt.Sprintf(format, args...)
+	return &c
+}

@@ -1,0 +1,56 @@
+package contract
+
+// CreateVolume asks for a new volume: empty, or a clone of a snapshot.
+type CreateVolume struct {
+	Name   string            `json:"name"`
+	Size   int64             `json:"size,omitempty" doc:"bytes; for a clone 0 means the snapshot's"`
+	From   string            `json:"from,omitempty" doc:"snapshot to clone, VOLUME@NAME"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// Import asks for a new volume with the content of an image file.
+type Import struct {
+	Name   string            `json:"name"`
+	File   string            `json:"file" doc:"absolute path of a raw or qcow2 image on the daemon's machine"`
+	Size   int64             `json:"size,omitempty" doc:"bytes; 0 means the image's"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// ExportFile asks for a volume or a snapshot as an image file.
+type ExportFile struct {
+	Source string `json:"source" doc:"VOLUME or VOLUME@NAME"`
+	File   string `json:"file" doc:"absolute path on the daemon's machine"`
+	Format string `json:"format,omitempty" enum:"raw,qcow2" default:"raw"`
+	Force  bool   `json:"force,omitempty" doc:"replace an existing file"`
+}
+
+// ChangeVolume renames, labels and resizes: fields that are absent change nothing.
+type ChangeVolume struct {
+	Name   string            `json:"name,omitempty"`
+	Labels map[string]string `json:"labels,omitempty" doc:"an empty value removes the label"`
+	Size   *int64            `json:"size,omitempty" doc:"bytes"`
+	Force  bool              `json:"force,omitempty" doc:"may shrink, disconnecting clients that have written"`
+}
+
+// CreateSnapshot asks for a snapshot of each volume, all at one instant, all or none.
+type CreateSnapshot struct {
+	Volumes []string          `json:"volumes" minItems:"1"`
+	Name    string            `json:"name"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	KeepFor float64           `json:"keep_for_seconds,omitempty" minimum:"0" doc:"delete it after this time; 0 means never"`
+}
+
+// DeleteSnapshots asks to delete all of them or none.
+type DeleteSnapshots struct {
+	Snapshots []string `json:"snapshots" minItems:"1" doc:"VOLUME@NAME each"`
+}
+
+// ChangeSnapshot protects or unprotects.
+type ChangeSnapshot struct {
+	Protected bool `json:"protected"`
+}
+
+// RollBack asks to make a snapshot the volume's content.
+type RollBack struct {
+	Force bool `json:"force,omitempty" doc:"disconnect clients that have written"`
+}

@@ -1,0 +1,225 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"varve/internal/contract"
+	"varve/internal/pool"
+)
+
+// maxKeepFor is the longest time to live of a snapshot that a time.Duration holds, in seconds.
+const maxKeepFor = float64(1<<63-1) / float64(time.Second)
+
+// timings remembers how the snapshots of this run of the daemon were made.
+// It is bounded by the number of snapshots: a deleted one is forgotten.
+type timings struct {
+	mu sync.Mutex
+	of map[string]timing // by snapshot id
+}
+
+type timing struct {
+	steps          []contract.Step
+	pause, durable float64 // ms
+}
+
+func (t *timings) set(id string, v timing) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.of[id] = v
+}
+
+func (t *timings) get(id string) (timing, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	v, ok := t.of[id]
+	return v, ok
+}
+
+func (t *timings) forget(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.of, id)
+}
+
+// parseRef reads VOLUME@NAME.
+func parseRef(s string) (pool.SnapshotRef, error) {
+	volume, name, ok := contract.ParseRef(s)
+	if !ok {
+		return pool.SnapshotRef{}, contract.Errorf(contract.CodeUsage, "%q is no snapshot", s).WithHint("a snapshot is VOLUME@NAME")
+	}
+	return pool.SnapshotRef{Volume: volume, Name: name}, nil
+}
+
+func isGone(err error) bool { return errors.Is(err, pool.ErrNotFound) }
+
+// Snapshots lists the snapshots of a volume, of all volumes if its name is
+// empty: parents before children, oldest first.
+func (d *Daemon) Snapshots(ctx context.Context, volume string) ([]contract.Snapshot, error) {
+	infos, err := d.pool.Snapshots(volume)
+	if err != nil {
+		return nil, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+	}
+	out := make([]contract.Snapshot, 0, len(infos))
+	for _, info := range infos {
+		s, err := d.snapshot(ctx, info)
+		if isGone(err) {
+			continue // deleted since the list was made
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// Snapshot describes one snapshot, VOLUME@NAME. pool.ErrNotFound.
+func (d *Daemon) Snapshot(ctx context.Context, ref string) (contract.Snapshot, error) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return contract.Snapshot{}, err
+	}
+	info, err := d.snapshotInfo(r)
+	if err != nil {
+		return contract.Snapshot{}, err
+	}
+	return d.snapshot(ctx, info)
+}
+
+func (d *Daemon) snapshotInfo(ref pool.SnapshotRef) (pool.SnapshotInfo, error) {
+	info, err := d.pool.Snapshot(ref)
+	return info, hinted(err, pool.ErrNotFound, "list snapshots: varve snapshot list")
+}
+
+func (d *Daemon) snapshot(ctx context.Context, info pool.SnapshotInfo) (contract.Snapshot, error) {
+	usage, err := d.pool.SnapshotUsage(ctx, pool.SnapshotRef{Volume: info.Volume, Name: info.Name})
+	if err != nil {
+		return contract.Snapshot{}, err
+	}
+	s := contract.Snapshot{
+		ID: info.ID.String(), Volume: info.Volume, VolumeID: info.VolumeID.String(), Name: info.Name,
+		Size: info.SizeBytes, CreatedAt: contract.Time{Time: info.CreatedAt},
+		Technique: "row", Class: "logical", Content: "incremental", Consistency: "crash", DependsOn: []string{"pool"},
+		Protected: info.Protected, ExpiresAt: contract.At(info.ExpiresAt), Automatic: info.Automatic,
+		Labels: labels(info.Labels), Parent: info.Parent, Head: info.Head, Clones: append([]string{}, info.Clones...),
+		MappedBytes: usage.Mapped, ExclusiveBytes: usage.Exclusive, SharedBytes: usage.Shared,
+		Steps: []contract.Step{},
+	}
+	if info.GroupID != uuid.Nil {
+		s.GroupID = info.GroupID.String()
+	}
+	if t, ok := d.timings.get(s.ID); ok {
+		s.Steps, s.PauseMS, s.DurableMS = t.steps, &t.pause, &t.durable
+	}
+	return s, nil
+}
+
+// CreateSnapshots freezes all volumes of r at one instant, all or none, and
+// returns once that is durable.
+func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot) ([]contract.Snapshot, error) {
+	began := time.Now()
+	if r.KeepFor > maxKeepFor {
+		return nil, contract.Errorf(contract.CodeUsage, "create snapshot %s: %g seconds is too long a time to keep it", r.Name, r.KeepFor)
+	}
+	spec := pool.SnapshotSpec{Name: r.Name, Labels: r.Labels, KeepFor: time.Duration(r.KeepFor * float64(time.Second))}
+	initiated := time.Since(began)
+	infos, took, err := d.pool.CreateSnapshot(ctx, r.Volumes, spec)
+	if err != nil {
+		return nil, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+	}
+	d.snapshotsChanged()
+	released := time.Since(began) - initiated - took.Durable
+	for _, info := range infos {
+		d.timings.set(info.ID.String(), timing{
+			steps: []contract.Step{
+				{Name: "initiated", MS: contract.Milliseconds(initiated)},
+				{Name: "created", MS: contract.Milliseconds(took.Durable)},
+				{Name: "released", MS: contract.Milliseconds(max(0, released))},
+			},
+			pause: contract.Milliseconds(took.Pause), durable: contract.Milliseconds(took.Durable),
+		})
+	}
+	out := make([]contract.Snapshot, 0, len(infos))
+	for _, info := range infos {
+		s, err := d.snapshot(ctx, info)
+		if err != nil {
+			return nil, fmt.Errorf("the snapshot is made, but cannot be described: %w", err)
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// DeleteSnapshots deletes all of them or none. pool.ErrProtected, pool.ErrNotFound, pool.ErrInUse.
+func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
+	refs := make([]pool.SnapshotRef, 0, len(names))
+	ids := make([]string, 0, len(names))
+	for _, name := range names {
+		ref, err := parseRef(name)
+		if err != nil {
+			return err
+		}
+		info, err := d.snapshotInfo(ref)
+		if err != nil {
+			return err
+		}
+		refs, ids = append(refs, ref), append(ids, info.ID.String())
+	}
+	if err := d.pool.DeleteSnapshots(ctx, refs); err != nil {
+		return hinted(err, pool.ErrInUse, "clients or jobs read it: varve status")
+	}
+	for _, id := range ids {
+		d.timings.forget(id)
+	}
+	d.snapshotsChanged()
+	return nil
+}
+
+// ProtectSnapshot sets or lifts protection from deletion and expiry.
+func (d *Daemon) ProtectSnapshot(ctx context.Context, name string, protected bool) (contract.Snapshot, error) {
+	ref, err := parseRef(name)
+	if err != nil {
+		return contract.Snapshot{}, err
+	}
+	if err := d.pool.ProtectSnapshot(ctx, ref, protected); err != nil {
+		return contract.Snapshot{}, hinted(err, pool.ErrNotFound, "list snapshots: varve snapshot list")
+	}
+	d.snapshotsChanged()
+	return d.Snapshot(ctx, name)
+}
+
+// Rollback makes the snapshot the content of its volume; the present is kept as
+// an automatic snapshot. A connection that has written stands in the way unless
+// force, which disconnects it and waits for that.
+func (d *Daemon) Rollback(ctx context.Context, name string, force bool) (contract.Rollback, error) {
+	ref, err := parseRef(name)
+	if err != nil {
+		return contract.Rollback{}, err
+	}
+	if _, err := d.snapshotInfo(ref); err != nil {
+		return contract.Rollback{}, err
+	}
+	if force {
+		d.sessions.disconnect(ref.Volume, true, "the volume is rolled back")
+	}
+	kept, took, err := d.pool.Rollback(ctx, ref)
+	if err != nil {
+		return contract.Rollback{}, hinted(err, pool.ErrInUse,
+			"a client that has written to it would not notice: disconnect it first, or have it done: --force")
+	}
+	d.snapshotsChanged()
+	keptAs, err := d.snapshot(ctx, kept)
+	if err != nil {
+		return contract.Rollback{}, fmt.Errorf("rolled back, but the snapshot that keeps the present cannot be described: %w", err)
+	}
+	return contract.Rollback{
+		Volume: ref.Volume, Snapshot: ref.String(), Kept: keptAs,
+		PauseMS: contract.Milliseconds(took.Pause), DurableMS: contract.Milliseconds(took.Durable),
+	}, nil
+}

@@ -1,0 +1,135 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/internal/contract"
+	"varve/internal/pool"
+)
+
+const (
+	// oldSnapshot is the age beyond which a snapshot without a copy elsewhere deserves a warning.
+	oldSnapshot = 7 * 24 * time.Hour
+	// lowSpace is the free space in bytes below which status warns.
+	lowSpace = 1 << 30
+	// statusEvents is how many events status shows.
+	statusEvents = 10
+)
+
+// Pool describes the pool.
+func (d *Daemon) Pool() contract.Pool {
+	info := d.pool.Info()
+	return contract.Pool{
+		ID: info.ID.String(), Path: d.poolDir, FormatVersion: info.FormatVersion,
+		CreatedAt: contract.Time{Time: info.CreatedAt},
+		Volumes:   info.Volumes, Snapshots: info.Snapshots, HiddenStates: info.HiddenStates,
+		PhysicalBytes: info.PhysicalBytes, LogBytes: info.LogBytes, ClientBytes: info.ClientBytes,
+		Segments: info.Segments, Checkpoints: info.Checkpoints,
+		DurableSeq: info.DurableSeq, LastSeq: info.LastSeq,
+		MapCacheBytes: info.MapCacheBytes, ReadOnlyReason: info.ReadOnlyReason,
+		FreeBytes: freeBytes(d.poolDir),
+	}
+}
+
+// freeBytes is what is free for us on the file system of path; 0 where it cannot be told.
+func freeBytes(path string) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return 0
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+// Status is everything at a glance.
+func (d *Daemon) Status() contract.Status {
+	s := contract.Status{
+		Version: d.version, PID: os.Getpid(), StartedAt: contract.Time{Time: d.startedAt}, Data: d.dir,
+		NBD: d.addresses(), Pool: d.Pool(), Clients: d.sessions.all(), Jobs: []contract.Job{},
+		Problems: d.journal.problems(), Warnings: []string{}, Events: d.journal.latest(statusEvents),
+	}
+	for _, j := range d.Jobs() {
+		if !j.State.Final() {
+			s.Jobs = append(s.Jobs, j)
+		}
+	}
+	if s.Pool.ReadOnlyReason != "" {
+		s.Problems = append(s.Problems, "writes are stopped: "+s.Pool.ReadOnlyReason)
+	}
+	slices.Sort(s.Problems)
+	if s.Pool.FreeBytes < lowSpace {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%d MiB are free where the pool lies; when it is full, writes fail", s.Pool.FreeBytes>>20))
+	}
+	if old := d.oldSnapshots(); old > 0 {
+		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
+	}
+	return s
+}
+
+func (d *Daemon) oldSnapshots() (old int) {
+	infos, err := d.pool.Snapshots("")
+	if err != nil {
+		return 0
+	}
+	for _, info := range infos {
+		if d.now().Sub(info.CreatedAt) > oldSnapshot {
+			old++
+		}
+	}
+	return old
+}
+
+// Events returns the events remembered, oldest first.
+func (d *Daemon) Events() []contract.Event { return d.journal.latest(maxEvents) }
+
+// StartCheck starts a job that reads and verifies everything in the pool. The
+// job fails with code damaged, and its result says where, if anything is.
+func (d *Daemon) StartCheck() (contract.Job, error) {
+	return d.jobs.start(contract.JobCheck, "pool", false, func(ctx context.Context, j *job) (*contract.Result, error) {
+		report, err := d.pool.Check(ctx, j.progress)
+		if err != nil {
+			return nil, err
+		}
+		check, err := checked(report)
+		return &contract.Result{Check: check}, err
+	})
+}
+
+// CheckOffline verifies the pool of a data directory that no daemon works on.
+// Damage is reported in the result and as an error of code damaged.
+func CheckOffline(ctx context.Context, c Config, progress func(float64)) (*contract.Check, error) {
+	c = c.withDefaults()
+	p, err := pool.Open(ctx, pool.Options{FS: c.FS, Dir: poolDir(c.DataDir), MapCacheBytes: c.MapCacheBytes, Clock: c.Clock})
+	if err != nil {
+		return nil, err
+	}
+	report, err := p.Check(ctx, progress)
+	if closeErr := p.Close(context.WithoutCancel(ctx)); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return checked(report)
+}
+
+func checked(report pool.CheckReport) (*contract.Check, error) {
+	c := &contract.Check{Blocks: report.Blocks, MapNodes: report.MapNodes, Bytes: report.Bytes, Damage: []contract.Damage{}}
+	for _, found := range report.Damage {
+		damage := contract.Damage{Object: found.Object, Length: found.Length, Message: found.Message}
+		if found.Offset >= 0 {
+			damage.Offset = &found.Offset
+		}
+		c.Damage = append(c.Damage, damage)
+	}
+	if n := len(c.Damage); n > 0 {
+		return c, contract.Errorf(contract.CodeDamaged, "check pool: %s found", count(n, "damaged place")).
+			WithHint("what is listed cannot be read; everything else can: copy it elsewhere")
+	}
+	return c, nil
+}

@@ -1,0 +1,162 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"varve/internal/contract"
+	"varve/internal/pool"
+)
+
+// Volumes lists all volumes by name, with what each holds.
+func (d *Daemon) Volumes(ctx context.Context) ([]contract.Volume, error) {
+	infos := d.pool.Volumes()
+	out := make([]contract.Volume, 0, len(infos))
+	for _, info := range infos {
+		v, err := d.volume(ctx, info)
+		if isGone(err) {
+			continue // deleted since the list was made
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// Volume describes one volume. pool.ErrNotFound.
+func (d *Daemon) Volume(ctx context.Context, name string) (contract.Volume, error) {
+	info, err := d.pool.Volume(name)
+	if err != nil {
+		return contract.Volume{}, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+	}
+	return d.volume(ctx, info)
+}
+
+func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Volume, error) {
+	usage, err := d.pool.VolumeUsage(ctx, info.Name)
+	if err != nil {
+		return contract.Volume{}, err
+	}
+	return contract.Volume{
+		ID: info.ID.String(), Name: info.Name, Size: info.SizeBytes, Layout: "redirect", Labels: labels(info.Labels),
+		MappedBytes: usage.Mapped, ExclusiveBytes: usage.Exclusive, SharedBytes: usage.Shared,
+		DependsOn: []string{"pool"}, Snapshots: info.Snapshots, Parent: info.Parent, Origin: info.Origin,
+		CreatedAt: contract.Time{Time: info.CreatedAt}, Clients: d.sessions.of(info.Name),
+	}, nil
+}
+
+// labels is never nil, so that JSON has {} where there are none.
+func labels(of map[string]string) map[string]string {
+	out := map[string]string{}
+	maps.Copy(out, of)
+	return out
+}
+
+// CreateVolume makes an empty volume, or a clone of the snapshot r.From.
+func (d *Daemon) CreateVolume(ctx context.Context, r contract.CreateVolume) (contract.Volume, error) {
+	spec := pool.VolumeSpec{Name: r.Name, SizeBytes: r.Size, Labels: r.Labels}
+	if r.From == "" {
+		info, err := d.pool.CreateVolume(ctx, spec)
+		if err != nil {
+			return contract.Volume{}, err
+		}
+		return d.volume(ctx, info)
+	}
+
+	ref, err := parseRef(r.From)
+	if err != nil {
+		return contract.Volume{}, err
+	}
+	from, err := d.snapshotInfo(ref)
+	if err != nil {
+		return contract.Volume{}, err
+	}
+	if r.Size != 0 && r.Size < from.SizeBytes {
+		return contract.Volume{}, contract.Errorf(contract.CodeUsage,
+			"create volume %s from %s: size %d is smaller than the snapshot's %d bytes", r.Name, ref, r.Size, from.SizeBytes).
+			WithHint("leave the size out to take the snapshot's")
+	}
+	spec.SizeBytes = 0
+	info, _, err := d.pool.CloneVolume(ctx, ref, spec)
+	if err != nil {
+		return contract.Volume{}, err
+	}
+	if r.Size > from.SizeBytes {
+		if err := d.pool.ResizeVolume(ctx, r.Name, r.Size, false); err != nil {
+			return contract.Volume{}, fmt.Errorf("the clone is made, but not grown: %w", err)
+		}
+	}
+	return d.Volume(ctx, info.Name)
+}
+
+// ChangeVolume labels, resizes, then renames, as far as asked.
+// With r.Force a volume may shrink; clients that have written to it are disconnected first.
+func (d *Daemon) ChangeVolume(ctx context.Context, name string, r contract.ChangeVolume) (contract.Volume, error) {
+	if len(r.Labels) > 0 {
+		if err := d.pool.LabelVolume(ctx, name, r.Labels); err != nil {
+			return contract.Volume{}, err
+		}
+	}
+	if r.Size != nil {
+		if err := d.resize(ctx, name, *r.Size, r.Force); err != nil {
+			return contract.Volume{}, err
+		}
+	}
+	if r.Name != "" && r.Name != name {
+		if err := d.pool.RenameVolume(ctx, name, r.Name); err != nil {
+			return contract.Volume{}, err
+		}
+		name = r.Name
+	}
+	return d.Volume(ctx, name)
+}
+
+func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool) error {
+	before, err := d.pool.Volume(name)
+	if err != nil {
+		return err
+	}
+	if size >= before.SizeBytes {
+		return d.pool.ResizeVolume(ctx, name, size, false)
+	}
+	if force {
+		d.sessions.disconnect(name, true, "the volume is shrunk")
+	}
+	return d.pool.ResizeVolume(ctx, name, size, force)
+}
+
+// DeleteVolume deletes a volume without snapshots. Clients stand in the way unless force, which disconnects them.
+func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) error {
+	info, err := d.pool.Volume(name)
+	if err != nil {
+		return hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+	}
+	if info.Snapshots > 0 {
+		return contract.Errorf(contract.CodeRefused, "delete volume %s: it has %s", name, count(info.Snapshots, "snapshot")).
+			WithHint("delete them first: varve snapshot list %s", name)
+	}
+	if clients := len(d.sessions.of(name)); clients > 0 && !force {
+		return contract.Errorf(contract.CodeRefused, "delete volume %s: %s connected", name, count(clients, "client")+" "+isAre(clients)).
+			WithHint("disconnect them first, or have it done: --force")
+	}
+	d.sessions.disconnect(name, false, "the volume is deleted")
+	return hinted(d.pool.DeleteVolume(ctx, name), pool.ErrInUse, "see what holds it: varve status")
+}
+
+// count is "1 client" or "3 clients".
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func isAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}
