@@ -9,23 +9,25 @@ import (
 	"syscall"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"varve/internal/vfs"
 	"varve/internal/vfs/crashfs"
 )
 
-func must(t testing.TB, err error) {
+func must(t rapid.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func write(t testing.TB, f vfs.File, text string, off int64) {
+func write(t rapid.TB, f vfs.File, text string, off int64) {
 	t.Helper()
 	must(t, f.WriteAt([][]byte{[]byte(text)}, off))
 }
 
-func create(t testing.TB, fsys vfs.FS, name, text string) vfs.File {
+func create(t rapid.TB, fsys vfs.FS, name, text string) vfs.File {
 	t.Helper()
 	f, err := fsys.Create(name)
 	must(t, err)
@@ -36,7 +38,7 @@ func create(t testing.TB, fsys vfs.FS, name, text string) vfs.File {
 }
 
 // durable makes a file that is wholly on disk.
-func durable(t testing.TB, fsys vfs.FS, name, text string) vfs.File {
+func durable(t rapid.TB, fsys vfs.FS, name, text string) vfs.File {
 	t.Helper()
 	f := create(t, fsys, name, text)
 	must(t, f.Sync())
@@ -45,7 +47,7 @@ func durable(t testing.TB, fsys vfs.FS, name, text string) vfs.File {
 }
 
 // content is what a file holds, "absent" if there is none.
-func content(t testing.TB, fsys vfs.FS, name string) string {
+func content(t rapid.TB, fsys vfs.FS, name string) string {
 	t.Helper()
 	f, err := fsys.OpenReadOnly(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -56,7 +58,7 @@ func content(t testing.TB, fsys vfs.FS, name string) string {
 	return fileContent(t, f)
 }
 
-func fileContent(t testing.TB, f vfs.File) string {
+func fileContent(t rapid.TB, f vfs.File) string {
 	t.Helper()
 	size, err := f.Size()
 	must(t, err)
@@ -69,7 +71,7 @@ func fileContent(t testing.TB, f vfs.File) string {
 }
 
 // wantImage fails unless the file is found with text after a crash.
-func wantImage(t testing.TB, fsys *crashfs.FS, p crashfs.Policy, name, text string) {
+func wantImage(t rapid.TB, fsys *crashfs.FS, p crashfs.Policy, name, text string) {
 	t.Helper()
 	if got := content(t, fsys.CrashImage(p), name); got != text {
 		t.Fatalf("after %v %s is %.60q, want %.60q (pending: %v)", p, name, got, text, fsys.Pending())
@@ -77,7 +79,7 @@ func wantImage(t testing.TB, fsys *crashfs.FS, p crashfs.Policy, name, text stri
 }
 
 // wantImages does so for the image of each policy.
-func wantImages(t testing.TB, fsys *crashfs.FS, text, name string, policies ...crashfs.Policy) {
+func wantImages(t rapid.TB, fsys *crashfs.FS, text, name string, policies ...crashfs.Policy) {
 	t.Helper()
 	for _, p := range policies {
 		wantImage(t, fsys, p, name, text)
