@@ -1,6 +1,10 @@
 package pool
 
-import "errors"
+import (
+	"errors"
+
+	"varve/internal/pool/seglog"
+)
 
 // Errors of the pool, wrapped with operation and object; test with errors.Is.
 // Those of package block (ErrNoSpace, ErrDamaged, ...) are returned too.
@@ -18,11 +22,11 @@ var (
 	// ErrShrink: the new size is smaller and shrinking was not asked for.
 	ErrShrink = errors.New("would shrink")
 	// ErrWriteStopped: an earlier failure to reach the disk stopped all writes until the pool is opened again.
-	ErrWriteStopped = errors.New("writes are stopped")
+	ErrWriteStopped = seglog.ErrStopped
 	// ErrNotPool: the directory holds no pool, or one whose creation was cut short.
 	ErrNotPool = errors.New("not a pool")
 	// ErrNewerFormat: the pool was written by a newer version.
 	ErrNewerFormat = errors.New("written by a newer version")
 	// ErrDamagedLog: a part of the log that was durable cannot be read.
-	ErrDamagedLog = errors.New("log damaged")
+	ErrDamagedLog = seglog.ErrDamaged
 )

@@ -1,0 +1,158 @@
+package blockmap
+
+import (
+	"varve/internal/pool/seglog"
+)
+
+// Writer puts a checkpoint's nodes into the log. Append must store p (whose length
+// is a multiple of the block size) and return its address.
+type Writer struct {
+	Append func(p []byte) (seglog.Addr, error)
+	// ChunkBytes is how much is given to Append at a time.
+	ChunkBytes int
+	store      *Store
+	buf        []byte
+	pending    []pendingNode
+
+	Nodes, Bytes int64 // written
+}
+
+type pendingNode struct {
+	n      *node
+	offset int
+	length int
+	delta  bool
+}
+
+// NewWriter returns a Writer into the log that the store reads.
+func (s *Store) NewWriter(appendChunk func(p []byte) (seglog.Addr, error)) *Writer {
+	return &Writer{Append: appendChunk, ChunkBytes: 256 << 10, store: s}
+}
+
+type located struct {
+	n     *node
+	first uint64
+}
+
+// Write writes every node below roots that is not yet in the log, children before
+// parents, so that each Root.Slot is known afterwards. The roots must be frozen.
+// After an error some nodes are in the log and nothing refers to them.
+func (w *Writer) Write(roots []Root) error {
+	var levels [rootLevel + 1][]located
+	seen := map[*node]bool{}
+	for i := range roots {
+		collect(&roots[i].c, 0, seen, &levels)
+	}
+	for level := range levels {
+		for _, l := range levels[level] {
+			if err := w.add(l); err != nil {
+				return err
+			}
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func collect(c *child, first uint64, seen map[*node]bool, levels *[rootLevel + 1][]located) {
+	n := c.node
+	if n == nil || n.written.Load() != nil || seen[n] {
+		return
+	}
+	seen[n] = true
+	levels[n.level] = append(levels[n.level], located{n, first})
+	if n.level == 0 {
+		return
+	}
+	r := 0
+	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
+		collect(&n.children[r], first+uint64(i)*span(n.level-1), seen, levels)
+		r++
+	}
+}
+
+// add encodes a node behind the others.
+func (w *Writer) add(l located) error {
+	n := l.n
+	n.resolve()
+	// A difference pays while it is much shorter than the node and saves more than the
+	// second read costs; it is always against a whole piece, so that it never grows into a chain.
+	delta := n.base.Addr != 0 && n.changed.count()*4 <= n.slots.count()
+	start := len(w.buf)
+	w.buf = n.encode(w.buf, l.first, delta)
+	w.pending = append(w.pending, pendingNode{n: n, offset: start, length: len(w.buf) - start, delta: delta})
+	for len(w.buf)%seglog.Granule != 0 {
+		w.buf = append(w.buf, 0)
+	}
+	if len(w.buf) >= w.ChunkBytes {
+		return w.flush()
+	}
+	return nil
+}
+
+// flush gives what was encoded to the log and tells the nodes where they lie.
+func (w *Writer) flush() error {
+	if len(w.pending) == 0 {
+		return nil
+	}
+	for len(w.buf)%4096 != 0 {
+		w.buf = append(w.buf, 0)
+	}
+	addr, err := w.Append(w.buf)
+	if err != nil {
+		return err
+	}
+	for _, p := range w.pending {
+		at := piece{ptr: Ptr{
+			Addr: addr.Plus(int64(p.offset)), Length: uint32(p.length),
+			CRC: seglog.Checksum(w.buf[p.offset : p.offset+p.length]),
+		}}
+		if p.delta {
+			at.base, at.changed = p.n.base, p.n.changed
+		}
+		p.n.written.Store(&at)
+		w.store.put(at.ptr, p.n.clean())
+	}
+	w.Nodes += int64(len(w.pending))
+	w.Bytes += int64(len(w.buf))
+	w.buf, w.pending = w.buf[:0], w.pending[:0]
+	return nil
+}
+
+// clean returns the node as it would be loaded from the log: it holds no other node
+// in memory. A leaf shares its entries, which never change any more.
+func (n *node) clean() *node {
+	c := &node{level: n.level, owner: n.owner, epoch: n.epoch, mapped: n.mapped, slots: n.slots, entries: n.entries}
+	if n.level > 0 {
+		c.children = make([]child, len(n.children))
+		for i := range n.children {
+			c.children[i] = n.children[i].settled()
+		}
+	}
+	c.written.Store(n.written.Load())
+	return c
+}
+
+// Settle lets go of the nodes that a checkpoint has written, so that they live in the
+// cache alone. The caller holds the tree as for a change.
+func (t *Tree) Settle() {
+	t.settle(&t.root)
+}
+
+func (t *Tree) settle(c *child) {
+	n := c.node
+	if n == nil {
+		return
+	}
+	if n.written.Load() != nil {
+		*c = c.settled()
+		return
+	}
+	if n.gen == t.gen { // its own, so that its slots may be changed
+		for i := range n.children {
+			t.settle(&n.children[i])
+		}
+	}
+}

@@ -1,0 +1,207 @@
+package blockmap
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Walk calls visit for each run of entries of the root in ascending order: entries
+// newer than epoch since (tombstones too), skipping subtrees that hold none.
+// It waits for the log where it must.
+func (s *Store) Walk(r Root, since uint64, visit func(lba uint64, entries []Entry) error) error {
+	return s.walk(&r.c, rootLevel, 0, since, visit)
+}
+
+func (s *Store) walk(c *child, level int, first, since uint64, visit func(uint64, []Entry) error) error {
+	if c.newest() <= since || c.empty() || c.tomb {
+		return nil
+	}
+	n, err := s.NewPins().resident(c, level, first)
+	if err != nil {
+		return err
+	}
+	if level == 0 {
+		return n.runs(first, since, visit)
+	}
+	r := 0
+	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
+		if err := s.walk(&n.children[r], level-1, first+uint64(i)*span(level-1), since, visit); err != nil {
+			return err
+		}
+		r++
+	}
+	return nil
+}
+
+// resident returns the child's node, from memory or the log.
+func (p *Pins) resident(c *child, level int, first uint64) (*node, error) {
+	if c.node != nil {
+		return c.node, nil
+	}
+	return p.fetch(c, level, first)
+}
+
+// runs visits the leaf's entries newer than since, in runs of successive blocks.
+func (n *node) runs(first, since uint64, visit func(uint64, []Entry) error) error {
+	start, length := 0, 0 // in n.entries
+	startSlot := 0
+	r := 0
+	emit := func() error {
+		if length == 0 {
+			return nil
+		}
+		l := length
+		length = 0
+		return visit(first+uint64(startSlot), n.entries[start:start+l])
+	}
+	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
+		if n.entries[r].Epoch > since {
+			if length == 0 || startSlot+length != i {
+				if err := emit(); err != nil {
+					return err
+				}
+				start, startSlot = r, i
+			}
+			length++
+		}
+		r++
+	}
+	return emit()
+}
+
+// Exclusive counts the mapped blocks of r newer than epoch since that none of the
+// others has: what would be freed if r went, where since is the epoch of the state
+// that r descends from and others are the states that descend from r.
+func (s *Store) Exclusive(r Root, since uint64, others []Root) (uint64, error) {
+	cs := make([]*child, len(others))
+	for i := range others {
+		cs[i] = &others[i].c
+	}
+	return s.exclusive(&r.c, cs, rootLevel, 0, since)
+}
+
+func (s *Store) exclusive(c *child, others []*child, level int, first, since uint64) (uint64, error) {
+	if c.newest() <= since || c.mappedBlocks() == 0 {
+		return 0, nil
+	}
+	var left []*child // others that hold anything here
+	for _, o := range others {
+		if o.same(c) {
+			return 0, nil
+		}
+		if o.mappedBlocks() > 0 {
+			left = append(left, o)
+		}
+	}
+	pins := s.NewPins()
+	n, err := pins.resident(c, level, first)
+	if err != nil {
+		return 0, err
+	}
+	nodes := make([]*node, len(left))
+	for i, o := range left {
+		if nodes[i], err = pins.resident(o, level, first); err != nil {
+			return 0, err
+		}
+	}
+	var sum uint64
+	r := 0
+	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
+		if level == 0 {
+			if e := n.entries[r]; e.Epoch > since && e.Mapped() && !heldBy(nodes, i, e) {
+				sum++
+			}
+		} else {
+			below := make([]*child, len(nodes))
+			for k, o := range nodes {
+				c := o.child(i)
+				below[k] = &c
+			}
+			n, err := s.exclusive(&n.children[r], below, level-1, first+uint64(i)*span(level-1), since)
+			if err != nil {
+				return 0, err
+			}
+			sum += n
+		}
+		r++
+	}
+	return sum, nil
+}
+
+// same tells whether two children are one and the same subtree.
+func (c *child) same(o *child) bool {
+	if c.node != nil && c.node == o.node {
+		return true
+	}
+	a, b := c.place(), o.place()
+	return a.Addr != 0 && a == b
+}
+
+func (c *child) place() Ptr {
+	if c.node != nil {
+		if w := c.node.written.Load(); w != nil {
+			return w.ptr
+		}
+		return Ptr{}
+	}
+	return c.ptr
+}
+
+func heldBy(nodes []*node, i int, e Entry) bool {
+	for _, n := range nodes {
+		if n.entry(i).Addr == e.Addr {
+			return true
+		}
+	}
+	return false
+}
+
+// Checker verifies nodes in the log, each once however many roots share it.
+type Checker struct {
+	store *Store
+	seen  map[Ptr]bool
+	Nodes int64
+}
+
+// NewChecker returns a Checker that has seen nothing.
+func (s *Store) NewChecker() *Checker { return &Checker{store: s, seen: map[Ptr]bool{}} }
+
+// Check reads every node of the root that it has not seen, past the cache, and calls
+// visit for the entries newer than since in them. Damaged nodes are given to damaged, with the
+// range of blocks they hide; an error other than damage ends the check.
+func (k *Checker) Check(r Root, since uint64, visit func(lba uint64, entries []Entry) error, damaged func(lba, blocks uint64, err error)) error {
+	return k.check(&r.c, rootLevel, 0, since, visit, damaged)
+}
+
+func (k *Checker) check(c *child, level int, first, since uint64, visit func(uint64, []Entry) error, damaged func(uint64, uint64, error)) error {
+	if c.empty() || c.tomb {
+		return nil
+	}
+	n := c.node
+	if ptr := c.place(); ptr.Addr != 0 {
+		if k.seen[ptr] {
+			return nil
+		}
+		k.seen[ptr] = true
+		k.Nodes++
+		loaded, err := k.store.load(ptr, level, first)
+		if errors.Is(err, ErrDamaged) {
+			damaged(first, span(level), err)
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("check map node at %s: %w", ptr.Addr, err)
+		}
+		n = loaded
+	}
+	if level == 0 {
+		return n.runs(first, since, visit)
+	}
+	r := 0
+	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
+		if err := k.check(&n.children[r], level-1, first+uint64(i)*span(level-1), since, visit, damaged); err != nil {
+			return err
+		}
+		r++
+	}
+	return nil
+}

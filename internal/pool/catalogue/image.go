@@ -1,0 +1,153 @@
+package catalogue
+
+import (
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/seglog"
+)
+
+// image is the whole catalogue as a checkpoint stores it, CBOR with integer keys.
+type image struct {
+	LastEpoch  uint64        `cbor:"1,keyasint"`
+	LastVolume uint64        `cbor:"2,keyasint"`
+	LastState  uint64        `cbor:"3,keyasint"`
+	Volumes    []volumeImage `cbor:"4,keyasint"`
+	States     []stateImage  `cbor:"5,keyasint"`
+}
+
+type volumeImage struct {
+	Number     uint64            `cbor:"1,keyasint"`
+	UUID       uuid.UUID         `cbor:"2,keyasint"`
+	Name       string            `cbor:"3,keyasint"`
+	Labels     map[string]string `cbor:"4,keyasint,omitempty"`
+	CreatedAt  int64             `cbor:"5,keyasint"`
+	Origin     string            `cbor:"6,keyasint,omitempty"`
+	Incomplete bool              `cbor:"7,keyasint,omitempty"`
+	Head       uint64            `cbor:"8,keyasint"`
+}
+
+type stateImage struct {
+	ID        uint64            `cbor:"1,keyasint"`
+	Kind      Kind              `cbor:"2,keyasint"`
+	Volume    uint64            `cbor:"3,keyasint"`
+	Parent    uint64            `cbor:"4,keyasint,omitempty"`
+	Epoch     uint64            `cbor:"5,keyasint"`
+	SizeBytes int64             `cbor:"6,keyasint"`
+	Root      *rootImage        `cbor:"7,keyasint,omitempty"` // absent: maps nothing
+	UUID      *uuid.UUID        `cbor:"8,keyasint,omitempty"` // of snapshots, here and below
+	Name      string            `cbor:"9,keyasint,omitempty"`
+	CreatedAt int64             `cbor:"10,keyasint,omitempty"`
+	ExpiresAt int64             `cbor:"11,keyasint,omitempty"`
+	Labels    map[string]string `cbor:"12,keyasint,omitempty"`
+	Protected bool              `cbor:"13,keyasint,omitempty"`
+	Automatic bool              `cbor:"14,keyasint,omitempty"`
+	Group     *uuid.UUID        `cbor:"15,keyasint,omitempty"`
+	GroupSize int               `cbor:"16,keyasint,omitempty"`
+}
+
+type rootImage struct {
+	Addr   uint64 `cbor:"1,keyasint,omitempty"`
+	Length uint32 `cbor:"2,keyasint,omitempty"`
+	CRC    uint32 `cbor:"3,keyasint,omitempty"`
+	Epoch  uint64 `cbor:"4,keyasint"`
+	Mapped uint64 `cbor:"5,keyasint,omitempty"`
+	Tomb   bool   `cbor:"6,keyasint,omitempty"`
+}
+
+// Encode returns the catalogue's bytes. heads gives the maps of the live heads
+// as they were at the same point of the log. Every root must lie in the log.
+func (c *Catalogue) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
+	im := image{LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState}
+	for _, v := range c.Volumes() {
+		im.Volumes = append(im.Volumes, volumeImage{
+			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: nanos(v.CreatedAt),
+			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head,
+		})
+	}
+	for _, s := range c.States() {
+		root := s.Root
+		if s.Kind == Head {
+			root = heads[s.ID]
+		}
+		slot, ok := root.Slot()
+		if !ok {
+			return nil, fmt.Errorf("encode catalogue: the map of state %d is not in the log", s.ID)
+		}
+		si := stateImage{
+			ID: s.ID, Kind: s.Kind, Volume: s.Volume, Parent: s.Parent, Epoch: s.Epoch, SizeBytes: s.SizeBytes,
+			Name: s.Name, CreatedAt: nanos(s.CreatedAt), ExpiresAt: nanos(s.ExpiresAt), Labels: s.Labels,
+			Protected: s.Protected, Automatic: s.Automatic, GroupSize: s.GroupSize,
+		}
+		if s.Kind != Head {
+			si.UUID, si.Group = &s.UUID, &s.Group
+		}
+		if slot != (blockmap.Slot{}) {
+			si.Root = &rootImage{
+				Addr: uint64(slot.Ptr.Addr), Length: slot.Ptr.Length, CRC: slot.Ptr.CRC,
+				Epoch: slot.Epoch, Mapped: slot.Mapped, Tomb: slot.Tomb,
+			}
+		}
+		im.States = append(im.States, si)
+	}
+	return encoding.Marshal(&im)
+}
+
+// Decode reads a catalogue from its bytes. The heads' maps are in their states' Root.
+func Decode(p []byte) (*Catalogue, error) {
+	var im image
+	if err := decoding.Unmarshal(p, &im); err != nil {
+		return nil, fmt.Errorf("catalogue image: %w", err)
+	}
+	c := New()
+	c.LastEpoch, c.LastVolume, c.LastState = im.LastEpoch, im.LastVolume, im.LastState
+	for _, v := range im.Volumes {
+		c.volumes[v.Number] = &Volume{
+			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: unix(v.CreatedAt),
+			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head,
+		}
+		c.byName[v.Name] = v.Number
+	}
+	for _, si := range im.States {
+		s := &State{
+			ID: si.ID, Kind: si.Kind, Volume: si.Volume, Parent: si.Parent, Epoch: si.Epoch, SizeBytes: si.SizeBytes,
+			Name: si.Name, CreatedAt: unix(si.CreatedAt), ExpiresAt: unix(si.ExpiresAt), Labels: si.Labels,
+			Protected: si.Protected, Automatic: si.Automatic, GroupSize: si.GroupSize,
+		}
+		if si.UUID != nil {
+			s.UUID = *si.UUID
+		}
+		if si.Group != nil {
+			s.Group = *si.Group
+		}
+		if r := si.Root; r != nil {
+			s.Root = blockmap.RootAt(blockmap.Slot{
+				Ptr:   blockmap.Ptr{Addr: seglog.Addr(r.Addr), Length: r.Length, CRC: r.CRC},
+				Epoch: r.Epoch, Mapped: r.Mapped, Tomb: r.Tomb,
+			})
+		}
+		c.addState(s)
+	}
+	return c, c.verify()
+}
+
+// verify checks what Apply and the readers rely on.
+func (c *Catalogue) verify() error {
+	for _, v := range c.volumes {
+		if h := c.states[v.Head]; h == nil || h.Kind != Head || h.Volume != v.Number {
+			return fmt.Errorf("catalogue image: volume %q has no head", v.Name)
+		}
+	}
+	for _, s := range c.states {
+		p := c.states[s.Parent]
+		if s.Parent != 0 && (p == nil || p.Kind == Head || p.Epoch >= s.Epoch) {
+			return fmt.Errorf("catalogue image: state %d descends from state %d, which cannot be", s.ID, s.Parent)
+		}
+		if s.Kind != Hidden && c.volumes[s.Volume] == nil {
+			return fmt.Errorf("catalogue image: state %d is of volume %d, which is not there", s.ID, s.Volume)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,263 @@
+package catalogue
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/uuid"
+)
+
+// Op is a catalogue operation: exactly one of its fields is set. It is stored in
+// the log as CBOR (RFC 8949, core deterministic) with integer keys; docs/format.md lists them.
+// Everything that is chosen (numbers, UUIDs, times) is in the operation, so that
+// replaying it gives the same catalogue.
+type Op struct {
+	CreateVolume    *CreateVolume    `cbor:"1,keyasint,omitempty"`
+	SetVolume       *SetVolume       `cbor:"2,keyasint,omitempty"`
+	ResizeVolume    *ResizeVolume    `cbor:"3,keyasint,omitempty"`
+	DeleteVolume    *DeleteVolume    `cbor:"4,keyasint,omitempty"`
+	CreateSnapshots *CreateSnapshots `cbor:"5,keyasint,omitempty"`
+	DeleteSnapshots *DeleteSnapshots `cbor:"6,keyasint,omitempty"`
+	Protect         *Protect         `cbor:"7,keyasint,omitempty"`
+	Rollback        *Rollback        `cbor:"8,keyasint,omitempty"`
+}
+
+// CreateVolume makes an empty volume, or, with From, a clone of that state.
+type CreateVolume struct {
+	Number     uint64            `cbor:"1,keyasint"`
+	UUID       uuid.UUID         `cbor:"2,keyasint"`
+	Name       string            `cbor:"3,keyasint"`
+	SizeBytes  int64             `cbor:"4,keyasint"`
+	Labels     map[string]string `cbor:"5,keyasint,omitempty"`
+	CreatedAt  int64             `cbor:"6,keyasint"` // Unix nanoseconds, here and below
+	HeadID     uint64            `cbor:"7,keyasint"`
+	From       uint64            `cbor:"8,keyasint,omitempty"` // a state's ID
+	Origin     string            `cbor:"9,keyasint,omitempty"`
+	Incomplete bool              `cbor:"10,keyasint,omitempty"`
+}
+
+// SetVolume replaces a volume's name and labels, and marks it complete.
+type SetVolume struct {
+	Number uint64            `cbor:"1,keyasint"`
+	Name   string            `cbor:"2,keyasint"`
+	Labels map[string]string `cbor:"3,keyasint,omitempty"`
+}
+
+// ResizeVolume changes the head's size. What lies beyond is cleared by entries of the same batch.
+type ResizeVolume struct {
+	Number    uint64 `cbor:"1,keyasint"`
+	SizeBytes int64  `cbor:"2,keyasint"`
+}
+
+// DeleteVolume removes a volume and its head.
+type DeleteVolume struct {
+	Number uint64 `cbor:"1,keyasint"`
+}
+
+// CreateSnapshots freezes the heads of several volumes at one instant.
+type CreateSnapshots struct {
+	Name      string            `cbor:"1,keyasint"`
+	CreatedAt int64             `cbor:"2,keyasint"`
+	ExpiresAt int64             `cbor:"3,keyasint,omitempty"` // 0: never
+	Labels    map[string]string `cbor:"4,keyasint,omitempty"`
+	Group     uuid.UUID         `cbor:"5,keyasint"`
+	Of        []NewSnapshot     `cbor:"6,keyasint"`
+}
+
+// NewSnapshot is one volume's part of CreateSnapshots.
+type NewSnapshot struct {
+	Volume uint64    `cbor:"1,keyasint"`
+	ID     uint64    `cbor:"2,keyasint"`
+	UUID   uuid.UUID `cbor:"3,keyasint"`
+}
+
+// DeleteSnapshots deletes several snapshots, all or none.
+type DeleteSnapshots struct {
+	IDs []uint64 `cbor:"1,keyasint"`
+}
+
+// Protect guards a snapshot from deletion, or no longer.
+type Protect struct {
+	ID        uint64 `cbor:"1,keyasint"`
+	Protected bool   `cbor:"2,keyasint"`
+}
+
+// Rollback keeps a volume's head as the snapshot Kept and begins a new head from state To.
+type Rollback struct {
+	Volume    uint64    `cbor:"1,keyasint"`
+	To        uint64    `cbor:"2,keyasint"`
+	KeptID    uint64    `cbor:"3,keyasint"`
+	KeptUUID  uuid.UUID `cbor:"4,keyasint"`
+	KeptName  string    `cbor:"5,keyasint"`
+	CreatedAt int64     `cbor:"6,keyasint"`
+}
+
+var (
+	encoding, _ = cbor.CoreDetEncOptions().EncMode()
+	decoding, _ = cbor.DecOptions{MaxArrayElements: 1 << 24, MaxMapPairs: 1 << 20}.DecMode()
+)
+
+// Encode returns the operation's bytes.
+func (op *Op) Encode() ([]byte, error) { return encoding.Marshal(op) }
+
+// DecodeOp reads an operation from its bytes.
+func DecodeOp(p []byte) (*Op, error) {
+	op := new(Op)
+	if err := decoding.Unmarshal(p, op); err != nil {
+		return nil, fmt.Errorf("catalogue operation: %w", err)
+	}
+	return op, nil
+}
+
+func unix(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// Apply performs an operation. Whether it is allowed was decided before it was
+// logged; an operation that names what does not exist is an error and means damage.
+// The maps of new snapshots are the caller's to set, with SetRoot.
+func (c *Catalogue) Apply(op *Op) error {
+	switch {
+	case op.CreateVolume != nil:
+		return c.createVolume(op.CreateVolume)
+	case op.SetVolume != nil:
+		o := op.SetVolume
+		return c.changeVolume(o.Number, func(v *Volume) {
+			v.Name, v.Labels, v.Incomplete = o.Name, maps.Clone(o.Labels), false
+		})
+	case op.ResizeVolume != nil:
+		return c.changeVolume(op.ResizeVolume.Number, func(v *Volume) {
+			c.replace(v.Head, func(s *State) { s.SizeBytes = op.ResizeVolume.SizeBytes })
+		})
+	case op.DeleteVolume != nil:
+		return c.deleteVolume(op.DeleteVolume.Number)
+	case op.CreateSnapshots != nil:
+		return c.createSnapshots(op.CreateSnapshots)
+	case op.DeleteSnapshots != nil:
+		return c.deleteSnapshots(op.DeleteSnapshots.IDs)
+	case op.Protect != nil:
+		if c.states[op.Protect.ID] == nil {
+			return fmt.Errorf("protect: no state %d", op.Protect.ID)
+		}
+		c.replace(op.Protect.ID, func(s *State) { s.Protected = op.Protect.Protected })
+		return nil
+	case op.Rollback != nil:
+		return c.rollback(op.Rollback)
+	}
+	return fmt.Errorf("catalogue operation of an unknown kind")
+}
+
+func (c *Catalogue) createVolume(o *CreateVolume) error {
+	if c.volumes[o.Number] != nil || c.VolumeByName(o.Name) != nil || c.states[o.HeadID] != nil {
+		return fmt.Errorf("create volume %q: taken", o.Name)
+	}
+	if o.From != 0 && c.states[o.From] == nil {
+		return fmt.Errorf("create volume %q: no state %d", o.Name, o.From)
+	}
+	c.volumes[o.Number] = &Volume{
+		Number: o.Number, UUID: o.UUID, Name: o.Name, Labels: maps.Clone(o.Labels), CreatedAt: unix(o.CreatedAt),
+		Origin: o.Origin, Incomplete: o.Incomplete, Head: o.HeadID,
+	}
+	c.byName[o.Name] = o.Number
+	c.LastVolume = max(c.LastVolume, o.Number)
+	c.LastEpoch++
+	c.addState(&State{
+		ID: o.HeadID, Kind: Head, Volume: o.Number, Parent: o.From, Epoch: c.LastEpoch,
+		SizeBytes: o.SizeBytes, CreatedAt: unix(o.CreatedAt),
+	})
+	return nil
+}
+
+func (c *Catalogue) changeVolume(number uint64, change func(*Volume)) error {
+	old := c.volumes[number]
+	if old == nil {
+		return fmt.Errorf("no volume %d", number)
+	}
+	v := *old
+	change(&v)
+	delete(c.byName, old.Name)
+	c.byName[v.Name] = number
+	c.volumes[number] = &v
+	return nil
+}
+
+func (c *Catalogue) deleteVolume(number uint64) error {
+	v := c.volumes[number]
+	if v == nil {
+		return fmt.Errorf("delete volume: no volume %d", number)
+	}
+	parent := c.states[v.Head].Parent
+	c.unlinkChild(parent, v.Head)
+	delete(c.states, v.Head)
+	delete(c.volumes, number)
+	delete(c.byName, v.Name)
+	delete(c.named, number)
+	c.dissolve(parent)
+	return nil
+}
+
+func (c *Catalogue) createSnapshots(o *CreateSnapshots) error {
+	for _, n := range o.Of {
+		v := c.volumes[n.Volume]
+		if v == nil || c.states[n.ID] != nil {
+			return fmt.Errorf("snapshot %q: no volume %d", o.Name, n.Volume)
+		}
+		c.freeze(v, &State{
+			ID: n.ID, UUID: n.UUID, Name: o.Name, CreatedAt: unix(o.CreatedAt), ExpiresAt: unix(o.ExpiresAt),
+			Labels: maps.Clone(o.Labels), Group: o.Group, GroupSize: len(o.Of),
+		})
+	}
+	c.LastEpoch++
+	for _, n := range o.Of {
+		c.replace(c.volumes[n.Volume].Head, func(s *State) { s.Epoch = c.LastEpoch })
+	}
+	return nil
+}
+
+// freeze puts a snapshot between a volume's head and the head's parent.
+func (c *Catalogue) freeze(v *Volume, s *State) {
+	head := c.states[v.Head]
+	s.Kind, s.Volume, s.Parent, s.Epoch, s.SizeBytes = Snapshot, v.Number, head.Parent, head.Epoch, head.SizeBytes
+	c.addState(s)
+	c.reparent(v.Head, s.ID)
+}
+
+func (c *Catalogue) deleteSnapshots(ids []uint64) error {
+	for _, id := range ids {
+		s := c.states[id]
+		if s == nil || s.Kind != Snapshot {
+			return fmt.Errorf("delete snapshot: no snapshot %d", id)
+		}
+		delete(c.named[s.Volume], s.Name)
+		c.replace(id, func(s *State) { s.Kind = Hidden })
+		c.dissolve(id)
+	}
+	return nil
+}
+
+func (c *Catalogue) rollback(o *Rollback) error {
+	v, to := c.volumes[o.Volume], c.states[o.To]
+	if v == nil || to == nil || c.states[o.KeptID] != nil {
+		return fmt.Errorf("roll back volume %d to state %d: not there", o.Volume, o.To)
+	}
+	c.freeze(v, &State{
+		ID: o.KeptID, UUID: o.KeptUUID, Name: o.KeptName, CreatedAt: unix(o.CreatedAt),
+		Automatic: true, Group: o.KeptUUID, GroupSize: 1,
+	})
+	c.LastEpoch++
+	c.replace(v.Head, func(s *State) { s.Epoch, s.SizeBytes = c.LastEpoch, to.SizeBytes })
+	c.reparent(v.Head, o.To)
+	return nil
+}

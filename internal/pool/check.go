@@ -1,0 +1,151 @@
+package pool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
+)
+
+// Damage is one finding of Check.
+type Damage struct {
+	Object  string // VOLUME or VOLUME@SNAP, or (hidden) for a deleted snapshot that others descend from
+	Offset  int64  // bytes within it
+	Length  int64
+	Message string
+}
+
+// CheckReport is what Check found.
+type CheckReport struct {
+	Blocks   int64 // data blocks verified
+	MapNodes int64 // map nodes verified
+	Bytes    int64 // of data blocks
+	Damage   []Damage
+}
+
+// maxFindings bounds a report; a pool that lost a disk has no use for a longer one.
+const maxFindings = 10000
+
+// Check reads and verifies every map node and block that any volume or snapshot
+// reaches, each once, while the pool is in use. progress may be nil; it is
+// called with a fraction from 0 to 1. The error is nil whatever the damage found.
+func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, error) {
+	if !p.begin() {
+		return CheckReport{}, fmt.Errorf("check: pool: %w", block.ErrClosed)
+	}
+	defer p.end()
+	type subject struct {
+		root  blockmap.Root
+		name  string
+		since uint64
+	}
+	var subjects []subject
+	p.mu.RLock()
+	states := p.cat.States()
+	// Parents first: what a state shares with its parent was verified there.
+	slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	for _, s := range states {
+		subjects = append(subjects, subject{p.frozenRoot(s), p.stateName(s), p.cat.ParentEpoch(s)})
+	}
+	p.mu.RUnlock()
+
+	var report CheckReport
+	checker := p.store.NewChecker()
+	for i, s := range subjects {
+		c := blockCheck{pool: p, ctx: ctx, report: &report, object: s.name}
+		err := checker.Check(s.root, s.since, c.verify, c.lostNode)
+		if err != nil {
+			return report, fmt.Errorf("check %s: %w", s.name, err)
+		}
+		if progress != nil {
+			progress(float64(i+1) / float64(len(subjects)))
+		}
+	}
+	report.MapNodes = checker.Nodes
+	report.Bytes = report.Blocks * block.Size
+	return report, nil
+}
+
+func (p *Pool) stateName(s *catalogue.State) string {
+	v := p.cat.Volume(s.Volume)
+	switch {
+	case s.Kind == catalogue.Hidden:
+		return "(hidden)"
+	case s.Kind == catalogue.Head:
+		return v.Name
+	}
+	return SnapshotRef{v.Name, s.Name}.String()
+}
+
+// blockCheck verifies the blocks of one state.
+type blockCheck struct {
+	pool   *Pool
+	ctx    context.Context
+	report *CheckReport
+	object string
+	buf    []byte
+}
+
+func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	for i := 0; i < len(entries); {
+		n := 1
+		for i+n < len(entries) && continues(entries[i], entries[i+n], n) {
+			n++
+		}
+		if entries[i].Mapped() {
+			if err := c.verifyRun(lba+uint64(i), entries[i:i+n]); err != nil {
+				return err
+			}
+		}
+		i += n
+	}
+	return nil
+}
+
+func (c *blockCheck) verifyRun(lba uint64, run []blockmap.Entry) error {
+	if need := len(run) * block.Size; cap(c.buf) < need {
+		c.buf = make([]byte, need)
+	}
+	b := c.buf[:len(run)*block.Size]
+	c.report.Blocks += int64(len(run))
+	whole := c.pool.log.ReadAt(run[0].Addr, b) == nil
+	for i, e := range run {
+		one := b[i*block.Size : (i+1)*block.Size]
+		if whole && seglog.Checksum(one) == e.CRC {
+			continue
+		}
+		if err := c.pool.readBlock(e, one); errors.Is(err, block.ErrDamaged) {
+			c.found(lba+uint64(i), 1, err)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *blockCheck) lostNode(lba, blocks uint64, err error) { c.found(lba, blocks, err) }
+
+// found adds a finding, or extends the one before it.
+func (c *blockCheck) found(lba, blocks uint64, err error) {
+	d := Damage{Object: c.object, Offset: int64(lba) * block.Size, Length: int64(blocks) * block.Size, Message: err.Error()}
+	if n := len(c.report.Damage); n > 0 {
+		last := &c.report.Damage[n-1]
+		if last.Object == d.Object && last.Offset+last.Length == d.Offset {
+			last.Length += d.Length
+			return
+		}
+		if n == maxFindings {
+			return
+		}
+	}
+	c.report.Damage = append(c.report.Damage, d)
+}

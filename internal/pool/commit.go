@@ -1,0 +1,184 @@
+package pool
+
+import (
+	"fmt"
+	"sync"
+
+	"varve/internal/pool/seglog"
+)
+
+// committer orders everything that goes into the log. Whoever comes while nobody
+// leads becomes the leader, commits its own request with all that have queued up
+// meanwhile as one batch, and passes leadership on. So a lone writer hands
+// nothing over, and concurrent writers share batches.
+type committer struct {
+	pool *Pool
+
+	mu    sync.Mutex
+	busy  bool
+	queue []*request
+
+	batch   []seglog.Entry // scratch of the leader
+	sources []*seglog.Entry
+}
+
+// request is a set of changes to one volume, or, with run, something that needs the
+// log and the catalogue to itself.
+type request struct {
+	volume  *volume
+	changes []change
+	run     func() error
+	err     error
+
+	wake chan bool // true: lead; false: done
+}
+
+func (r *request) payloadBlocks() int {
+	n := 0
+	for i := range r.changes {
+		if e := &r.changes[i].entry; e.Kind == seglog.KindData {
+			n += int(e.Count)
+		}
+	}
+	return n
+}
+
+// maxBatchChanges bounds a batch's entries, so that its header stays within limits.
+const maxBatchChanges = 2048
+
+// do commits a request and returns when it is in the log and in the maps, or failed.
+func (c *committer) do(r *request) {
+	c.mu.Lock()
+	c.queue = append(c.queue, r)
+	if c.busy {
+		if r.wake == nil {
+			r.wake = make(chan bool, 1)
+		}
+		c.mu.Unlock()
+		if lead := <-r.wake; !lead {
+			return
+		}
+		c.mu.Lock()
+	}
+	c.busy = true
+	group := c.take()
+	c.mu.Unlock()
+
+	if first := group[0]; first.run != nil {
+		first.err = first.run()
+	} else {
+		c.commit(group)
+	}
+
+	c.mu.Lock()
+	for _, q := range group {
+		if q != r {
+			q.wake <- false
+		}
+	}
+	if len(c.queue) > 0 {
+		c.queue[0].wake <- true
+	} else {
+		c.busy = false
+	}
+	c.mu.Unlock()
+}
+
+// take removes the next batch's requests from the queue: one that runs alone, or as
+// many others as fit. The leader's own is the first.
+func (c *committer) take() []*request {
+	n, blocks, changes := 0, 0, 0
+	for _, q := range c.queue {
+		blocks += q.payloadBlocks()
+		changes += len(q.changes)
+		if n > 0 && (q.run != nil || blocks > seglog.MaxPayloadBlocks || changes > maxBatchChanges) {
+			break
+		}
+		if n++; q.run != nil {
+			break
+		}
+	}
+	group := c.queue[:n:n]
+	c.queue = c.queue[n:]
+	if len(c.queue) == 0 {
+		c.queue = nil
+	}
+	return group
+}
+
+// commit puts the changes of all requests into the log as one batch and then into the maps.
+func (c *committer) commit(group []*request) {
+	p := c.pool
+	c.batch, c.sources = c.batch[:0], c.sources[:0]
+	for _, r := range group {
+		if r.err = r.volume.admit(); r.err != nil {
+			continue
+		}
+		for i := range r.changes {
+			ch := &r.changes[i]
+			if ch.err = c.settleEdges(r.volume, ch); ch.err == nil {
+				c.batch = append(c.batch, ch.entry)
+				c.sources = append(c.sources, &ch.entry)
+			}
+		}
+	}
+	if len(c.batch) == 0 {
+		return
+	}
+	_, err := p.log.Append(c.batch)
+	for i := range c.batch {
+		c.sources[i].Addr = c.batch[i].Addr
+	}
+	clear(c.batch)
+	for _, r := range group {
+		if r.err == nil {
+			r.err = err
+		}
+		if r.err == nil {
+			r.apply()
+		}
+	}
+}
+
+// apply puts the request's changes into the volume's map. The log has them already,
+// so a map that cannot take them (a node of it became unreadable since the
+// request was prepared) must not be written on.
+func (r *request) apply() {
+	v := r.volume
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for i := range r.changes {
+		ch := &r.changes[i]
+		if ch.err != nil {
+			continue
+		}
+		if err := v.applyLocked(ch.pins, &ch.entry); err != nil {
+			v.pool.stopWrites(fmt.Errorf("map of volume %q: %w", v.name(), err))
+			r.err = v.pool.log.Failure()
+			return
+		}
+	}
+}
+
+// stopWrites ends all writing until the pool is opened again.
+func (p *Pool) stopWrites(cause error) {
+	p.log.Stop(cause)
+	p.event("write-stop", "log", cause.Error())
+}
+
+// exclusively runs f while nothing else goes into the log.
+func (p *Pool) exclusively(f func() error) error {
+	r := &request{run: f}
+	p.committer.do(r)
+	return r.err
+}
+
+// admit refuses changes to a volume that is deleted.
+func (v *volume) admit() error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.gone {
+		return fmt.Errorf("volume %q: %w", v.name(), ErrNotFound)
+	}
+	return nil
+}

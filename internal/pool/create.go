@@ -1,0 +1,132 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"varve/internal/pool/seglog"
+)
+
+const newSuperblockName = "superblock.new"
+
+// Create makes a new pool in o.Dir, which does not exist, is empty, or is what an
+// interrupted Create left. The pool exists when its superblock does, which comes last.
+func Create(_ context.Context, o Options) error {
+	o.setDefaults()
+	if err := create(o); err != nil {
+		return fmt.Errorf("create pool %s: %w", o.Dir, err)
+	}
+	return nil
+}
+
+func create(o Options) error {
+	if o.SegmentBytes < slotBytes || o.SegmentBytes > seglog.MaxSegmentBytes-(16<<20) || o.SegmentBytes%slotBytes != 0 {
+		return fmt.Errorf("%w segment size %d: a multiple of %d, at most %d", ErrInvalid, o.SegmentBytes, slotBytes, seglog.MaxSegmentBytes-(16<<20))
+	}
+	if err := o.FS.Mkdir(o.Dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	names, err := o.FS.List(o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		switch n {
+		case lockName, logDirName, newSuperblockName, reserveName:
+		case superblockName:
+			return fmt.Errorf("%w: there is a pool already", ErrExists)
+		default:
+			return fmt.Errorf("%w: the directory holds %q, which is not of a pool; choose an empty one", ErrNotPool, n)
+		}
+	}
+	lock, err := o.FS.Lock(path.Join(o.Dir, lockName), "its creation")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }() // goes with its file whatever Close says
+	if err := layOut(o, names); err != nil {
+		return err
+	}
+	if err := o.FS.SyncDir(o.Dir); err != nil {
+		return err
+	}
+	return o.FS.SyncDir(path.Dir(o.Dir))
+}
+
+func layOut(o Options, names []string) error {
+	if slices.Contains(names, newSuperblockName) {
+		if err := o.FS.Remove(path.Join(o.Dir, newSuperblockName)); err != nil {
+			return err
+		}
+	}
+	if logDir := path.Join(o.Dir, logDirName); !slices.Contains(names, logDirName) {
+		if err := o.FS.Mkdir(logDir); err != nil {
+			return err
+		}
+	} else if segments, err := o.FS.List(logDir); err != nil {
+		return err
+	} else if len(segments) > 0 {
+		return fmt.Errorf("%w: its log holds segments and the superblock is missing; restore the superblock rather than create a pool here", ErrDamagedLog)
+	}
+	f, err := o.FS.Create(path.Join(o.Dir, newSuperblockName))
+	if err != nil {
+		return err
+	}
+	s := superblock{pool: uuid.New(), createdAt: o.Clock().UTC(), segmentBytes: o.SegmentBytes}
+	err = f.WriteAt([][]byte{s.encode(), make([]byte, slotBytes)}, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	return o.FS.Rename(path.Join(o.Dir, newSuperblockName), path.Join(o.Dir, superblockName))
+}
+
+// notPool says what a directory without a superblock is.
+func notPool(o *Options) error {
+	names, err := o.FS.List(o.Dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: no such directory", ErrNotPool)
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrNotPool, err)
+	case slices.Contains(names, logDirName):
+		return fmt.Errorf("%w: there is a log and no superblock; its creation was cut short, or the superblock was removed", ErrNotPool)
+	}
+	return fmt.Errorf("%w: there is no superblock in it", ErrNotPool)
+}
+
+// reserveBytes is kept aside in a file of its own, so that on a full disk there is room to
+// record a deletion, and to open the pool.
+const reserveBytes = 8 << 20
+
+// keepReserve sees to it that the reserve is there, if there is room for it.
+func keepReserve(o *Options) {
+	name := path.Join(o.Dir, reserveName)
+	f, err := o.FS.Create(name)
+	if err != nil {
+		return // it is there, or there is no room for it now
+	}
+	err = f.Allocate(0, reserveBytes)
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		_ = o.FS.Remove(name) // a part of a reserve only takes room
+	}
+}
+
+// releaseReserve gives the reserve's room back; false if there was none.
+func releaseReserve(o *Options) bool {
+	return o.FS.Remove(path.Join(o.Dir, reserveName)) == nil
+}

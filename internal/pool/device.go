@@ -1,0 +1,202 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"varve/internal/block"
+	"varve/internal/pool/seglog"
+)
+
+// Device is an open volume or snapshot. A volume's Device follows the volume
+// through rename, resize and rollback.
+type Device struct {
+	pool   *Pool
+	volume *volume // nil for a snapshot
+	state  uint64  // a snapshot's
+	root   frozen
+	size   int64
+	label  string
+	wrote  atomic.Bool // has a change ever been asked of it
+	closed atomic.Bool
+}
+
+var (
+	_ block.Device         = (*Device)(nil)
+	_ block.ResidentReader = (*Device)(nil)
+)
+
+// OpenVolume opens a volume's head for reading and writing.
+func (p *Pool) OpenVolume(name string) (block.Device, error) { return p.openVolume(name, false) }
+
+// OpenIncomplete opens a volume that was created Incomplete, to fill it.
+func (p *Pool) OpenIncomplete(name string) (block.Device, error) { return p.openVolume(name, true) }
+
+func (p *Pool) openVolume(name string, incomplete bool) (block.Device, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, fmt.Errorf("open volume %q: pool: %w", name, block.ErrClosed)
+	}
+	v := p.cat.VolumeByName(name)
+	if v == nil || v.Incomplete != incomplete {
+		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
+	}
+	d := &Device{pool: p, volume: p.volumes[v.Number]}
+	d.volume.devices[d] = struct{}{}
+	return d, nil
+}
+
+// OpenSnapshot opens a snapshot for reading.
+func (p *Pool) OpenSnapshot(ref SnapshotRef) (block.Device, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, fmt.Errorf("open snapshot %q: pool: %w", ref, block.ErrClosed)
+	}
+	_, s, err := findSnapshot(p.cat, ref)
+	if err != nil {
+		return nil, err
+	}
+	p.snapOpen[s.ID]++
+	return &Device{pool: p, state: s.ID, root: frozen{s.Root}, size: s.SizeBytes, label: ref.String()}, nil
+}
+
+// Close implements block.Device.
+func (d *Device) Close() error {
+	if d.closed.Swap(true) {
+		return nil
+	}
+	d.pool.mu.Lock()
+	defer d.pool.mu.Unlock()
+	if d.volume != nil {
+		delete(d.volume.devices, d)
+	} else if d.pool.snapOpen[d.state]--; d.pool.snapOpen[d.state] == 0 {
+		delete(d.pool.snapOpen, d.state)
+	}
+	return nil
+}
+
+// SizeBytes implements block.Device.
+func (d *Device) SizeBytes() int64 {
+	if d.volume != nil {
+		return d.volume.size.Load()
+	}
+	return d.size
+}
+
+func (d *Device) name() string {
+	if d.volume != nil {
+		return fmt.Sprintf("volume %q", d.volume.name())
+	}
+	return fmt.Sprintf("snapshot %q", d.label)
+}
+
+func (d *Device) view() view {
+	if d.volume != nil {
+		return d.volume
+	}
+	return d.root
+}
+
+// begin admits a request, which must call d.pool.end when it is done.
+func (d *Device) begin() error {
+	if d.closed.Load() || !d.pool.begin() {
+		return fmt.Errorf("%s: %w", d.name(), block.ErrClosed)
+	}
+	return nil
+}
+
+// ReadAt implements block.Device.
+func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.pool.end()
+	err := ctx.Err()
+	if err == nil {
+		err = block.CheckRange(off, int64(len(p)), d.SizeBytes())
+	}
+	if err == nil {
+		if err = d.pool.read(d.view(), p, off, true); errors.Is(err, block.ErrDamaged) {
+			d.pool.event("damage", d.name(), fmt.Sprintf("reading %d bytes at %d: %v", len(p), off, err))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("read %d bytes at %d of %s: %w", len(p), off, d.name(), err)
+	}
+	return nil
+}
+
+// TryReadAt implements block.ResidentReader.
+func (d *Device) TryReadAt(p []byte, off int64) (bool, error) {
+	if err := d.begin(); err != nil {
+		return true, err
+	}
+	defer d.pool.end()
+	err := block.CheckRange(off, int64(len(p)), d.SizeBytes())
+	if err != nil {
+		return true, fmt.Errorf("read %d bytes at %d of %s: %w", len(p), off, d.name(), err)
+	}
+	// Whatever goes wrong is found and told by ReadAt, which waits and looks again.
+	return d.pool.read(d.view(), p, off, false) == nil, nil
+}
+
+// Submit implements block.Device.
+func (d *Device) Submit(ctx context.Context, ops []*block.Op) {
+	if d.volume == nil {
+		failAll(ops, fmt.Errorf("write to %s: %w", d.name(), block.ErrReadOnly))
+		return
+	}
+	if err := d.begin(); err != nil {
+		failAll(ops, err)
+		return
+	}
+	defer d.pool.end()
+	d.wrote.Store(true)
+	d.volume.submit(ctx, ops)
+}
+
+// Flush implements block.Device. It covers the whole pool.
+func (d *Device) Flush(context.Context) error {
+	if err := d.begin(); err != nil {
+		return err
+	}
+	defer d.pool.end()
+	if d.volume == nil {
+		return nil
+	}
+	if err := d.pool.flush(); err != nil {
+		return fmt.Errorf("flush %s: %w", d.name(), err)
+	}
+	return nil
+}
+
+// flush makes everything durable that was done so far.
+func (p *Pool) flush() error {
+	stopped := p.log.Failure() != nil
+	err := p.log.Flush(p.log.LastSeq())
+	if errors.Is(err, seglog.ErrStopped) && !stopped {
+		p.event("write-stop", "log", err.Error())
+	}
+	return err
+}
+
+// Extents implements block.Device.
+func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]block.Extent, error) {
+	if err := d.begin(); err != nil {
+		return nil, err
+	}
+	defer d.pool.end()
+	err := block.CheckRange(off, length, d.SizeBytes())
+	var out []block.Extent
+	if err == nil && length > 0 {
+		out, err = d.pool.extents(ctx, d.view(), off, length, limit)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("extents of %d bytes at %d of %s: %w", length, off, d.name(), err)
+	}
+	return out, nil
+}

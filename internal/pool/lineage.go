@@ -1,0 +1,295 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
+)
+
+// proposal is a catalogue operation and the entries that go before it into the same batch.
+type proposal struct {
+	op      *catalogue.Op
+	entries []seglog.Entry
+	pins    *blockmap.Pins // for applying entries
+	urgent  bool           // frees space: may use the reserve
+}
+
+// change decides, logs and applies a catalogue operation. decide runs with the
+// log to itself and sees the catalogue as the operation will find it. change returns when the
+// operation is durable; the timing tells how long writers waited and how long the whole took.
+func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timing, error) {
+	if !p.begin() {
+		return Timing{}, fmt.Errorf("pool: %w", block.ErrClosed)
+	}
+	defer p.end()
+	start := time.Now()
+	var t Timing
+	var seq uint64
+	err := p.exclusively(func() error {
+		entered := time.Now()
+		defer func() { t.Pause = time.Since(entered) }()
+		pr, err := decide(p.cat)
+		if err != nil || pr.op == nil {
+			return err
+		}
+		inline, err := pr.op.Encode()
+		if err != nil {
+			return err
+		}
+		batch := append(pr.entries, seglog.Entry{Kind: seglog.KindCatalogue, Inline: inline})
+		if len(inline) > seglog.MaxInlineBytes {
+			return fmt.Errorf("%w: too much at once (%d bytes of record); name fewer", ErrInvalid, len(inline))
+		}
+		seq, err = p.log.Append(batch)
+		if errors.Is(err, block.ErrNoSpace) && pr.urgent && releaseReserve(&p.opts) {
+			seq, err = p.log.Append(batch)
+		}
+		if err != nil {
+			return err
+		}
+		for i := range pr.entries {
+			if err := p.volumes[batch[i].Volume].apply(pr.pins, &batch[i]); err != nil {
+				p.stopWrites(err)
+				return p.log.Failure()
+			}
+		}
+		if err := p.applyOp(pr.op); err != nil { // decide has let through what it must not
+			p.stopWrites(err)
+			return p.log.Failure()
+		}
+		return nil
+	})
+	if err == nil {
+		err = p.log.Flush(seq)
+	}
+	t.Durable = time.Since(start)
+	return t, err
+}
+
+// applyOp folds a catalogue operation into the catalogue and the volumes, the same
+// way live and on replay. It is called by whoever has the log to itself.
+func (p *Pool) applyOp(op *catalogue.Op) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.cat.Apply(op); err != nil {
+		return err
+	}
+	switch {
+	case op.CreateVolume != nil:
+		v := p.cat.Volume(op.CreateVolume.Number)
+		head := p.cat.Head(v)
+		var root blockmap.Root
+		if from := p.cat.State(head.Parent); from != nil {
+			root = from.Root
+		}
+		p.volumes[v.Number] = p.newVolume(v, head, root)
+	case op.SetVolume != nil:
+		v := p.cat.Volume(op.SetVolume.Number)
+		p.volumes[v.Number].label.Store(&v.Name)
+	case op.ResizeVolume != nil:
+		p.volumes[op.ResizeVolume.Number].size.Store(op.ResizeVolume.SizeBytes)
+	case op.DeleteVolume != nil:
+		v := p.volumes[op.DeleteVolume.Number]
+		v.mu.Lock()
+		v.gone = true
+		v.mu.Unlock()
+		delete(p.volumes, v.number)
+		p.refreshKeep()
+	case op.CreateSnapshots != nil:
+		for _, n := range op.CreateSnapshots.Of {
+			p.freeze(n.Volume, n.ID, nil)
+		}
+	case op.DeleteSnapshots != nil:
+		p.refreshKeep()
+	case op.Rollback != nil:
+		o := op.Rollback
+		p.freeze(o.Volume, o.KeptID, p.cat.State(o.To))
+	}
+	return nil
+}
+
+// freeze gives the new state id the volume's map and lets the head go on, from
+// the same content or, in a rollback, from another state's.
+func (p *Pool) freeze(number, id uint64, to *catalogue.State) {
+	v := p.volumes[number]
+	head := p.cat.Head(p.cat.Volume(number))
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	p.cat.SetRoot(id, v.tree.Freeze(head.Epoch, p.nextGen()))
+	if to != nil {
+		v.tree = blockmap.NewTree(to.Root, head.Epoch, p.nextGen())
+		v.size.Store(to.SizeBytes)
+	}
+	v.keep = true
+}
+
+// refreshKeep finds out anew which heads have a parent, after states went.
+func (p *Pool) refreshKeep() {
+	for _, v := range p.volumes {
+		keep := p.cat.Head(p.cat.Volume(v.number)).Parent != 0
+		v.mu.Lock()
+		v.keep = keep
+		v.mu.Unlock()
+	}
+}
+
+// findSnapshot returns a visible snapshot and its volume.
+func findSnapshot(c *catalogue.Catalogue, ref SnapshotRef) (*catalogue.Volume, *catalogue.State, error) {
+	v, err := findVolume(c, ref.Volume)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := c.SnapshotByName(v, ref.Name)
+	if s == nil {
+		return nil, nil, fmt.Errorf("snapshot %q: %w", ref, ErrNotFound)
+	}
+	return v, s, nil
+}
+
+func findVolume(c *catalogue.Catalogue, name string) (*catalogue.Volume, error) {
+	v := c.VolumeByName(name)
+	if v == nil || v.Incomplete {
+		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
+	}
+	return v, nil
+}
+
+// CreateSnapshot freezes all volumes at one instant, each as a snapshot of that
+// name; all or none.
+func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec SnapshotSpec) ([]SnapshotInfo, Timing, error) {
+	if len(volumes) == 0 {
+		return nil, Timing{}, fmt.Errorf("create snapshot: %w: no volume named", ErrInvalid)
+	}
+	if err := checkName("snapshot", spec.Name); err != nil {
+		return nil, Timing{}, err
+	}
+	if err := checkLabels(spec.Labels); err != nil {
+		return nil, Timing{}, err
+	}
+	if spec.KeepFor < 0 {
+		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s", ErrInvalid, spec.KeepFor)
+	}
+	var ids []uint64
+	t, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		now := p.opts.Clock()
+		op := &catalogue.CreateSnapshots{Name: spec.Name, CreatedAt: now.UnixNano(), Labels: spec.Labels, Group: uuid.New()}
+		if spec.KeepFor > 0 {
+			op.ExpiresAt = now.Add(spec.KeepFor).UnixNano()
+		}
+		seen := map[uint64]bool{}
+		for i, name := range volumes {
+			v, err := findVolume(c, name)
+			if err != nil {
+				return proposal{}, err
+			}
+			if seen[v.Number] {
+				return proposal{}, fmt.Errorf("create snapshot: %w: volume %q is named twice", ErrInvalid, name)
+			}
+			seen[v.Number] = true
+			if c.SnapshotByName(v, spec.Name) != nil {
+				return proposal{}, fmt.Errorf("snapshot %q: %w", SnapshotRef{name, spec.Name}, ErrExists)
+			}
+			id := c.LastState + 1 + uint64(i)
+			ids = append(ids, id)
+			op.Of = append(op.Of, catalogue.NewSnapshot{Volume: v.Number, ID: id, UUID: uuid.New()})
+		}
+		return proposal{op: &catalogue.Op{CreateSnapshots: op}}, nil
+	})
+	if err != nil {
+		return nil, t, fmt.Errorf("create snapshot %q: %w", spec.Name, err)
+	}
+	return p.describe(ids), t, nil
+}
+
+// DeleteSnapshots deletes all or none.
+func (p *Pool) DeleteSnapshots(_ context.Context, refs []SnapshotRef) error {
+	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		op := &catalogue.DeleteSnapshots{}
+		seen := map[uint64]bool{}
+		for _, ref := range refs {
+			_, s, err := findSnapshot(c, ref)
+			switch {
+			case err != nil:
+				return proposal{}, err
+			case s.Protected:
+				return proposal{}, fmt.Errorf("snapshot %q: %w; unprotect it first", ref, ErrProtected)
+			case p.openDevices(s.ID) > 0:
+				return proposal{}, fmt.Errorf("snapshot %q: %w: clients are connected to it", ref, ErrInUse)
+			case !seen[s.ID]:
+				op.IDs = append(op.IDs, s.ID)
+			}
+			seen[s.ID] = true
+		}
+		if len(op.IDs) == 0 {
+			return proposal{}, nil
+		}
+		return proposal{op: &catalogue.Op{DeleteSnapshots: op}, urgent: true}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete snapshot: %w", err)
+	}
+	return nil
+}
+
+func (p *Pool) openDevices(state uint64) int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.snapOpen[state]
+}
+
+// ProtectSnapshot guards a snapshot from deletion, or no longer.
+func (p *Pool) ProtectSnapshot(_ context.Context, ref SnapshotRef, protected bool) error {
+	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		_, s, err := findSnapshot(c, ref)
+		if err != nil || s.Protected == protected {
+			return proposal{}, err
+		}
+		return proposal{op: &catalogue.Op{Protect: &catalogue.Protect{ID: s.ID, Protected: protected}}, urgent: true}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("protect snapshot: %w", err)
+	}
+	return nil
+}
+
+// Rollback makes the volume's head the snapshot's content and keeps the present as an
+// automatic snapshot, which it returns. ErrInUse while a device that has written is open.
+func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timing, error) {
+	var kept uint64
+	t, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		v, s, err := findSnapshot(c, ref)
+		if err != nil {
+			return proposal{}, err
+		}
+		if p.writers(v.Number) > 0 {
+			return proposal{}, fmt.Errorf("volume %q: %w: a client that has written to it is connected; disconnect it first", v.Name, ErrInUse)
+		}
+		now := p.opts.Clock().UTC()
+		name := freeName(c, v, "auto-before-rollback-"+now.Format("20060102t150405.000"))
+		kept = c.LastState + 1
+		return proposal{op: &catalogue.Op{Rollback: &catalogue.Rollback{
+			Volume: v.Number, To: s.ID, KeptID: kept, KeptUUID: uuid.New(), KeptName: name, CreatedAt: now.UnixNano(),
+		}}}, nil
+	})
+	if err != nil {
+		return SnapshotInfo{}, t, fmt.Errorf("roll back to %q: %w", ref, err)
+	}
+	return p.describe([]uint64{kept})[0], t, nil
+}
+
+// freeName returns name, or name with a number where it is taken.
+func freeName(c *catalogue.Catalogue, v *catalogue.Volume, name string) string {
+	free := name
+	for i := 2; c.SnapshotByName(v, free) != nil; i++ {
+		free = fmt.Sprintf("%s-%d", name, i)
+	}
+	return free
+}

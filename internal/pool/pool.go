@@ -1,0 +1,287 @@
+// Package pool stores redirect volumes and their row snapshots in a directory.
+//
+// It is the sum of its parts: one log (seglog) into which everything goes in one
+// total order, one block map per state (blockmap), and the catalogue of volumes and
+// snapshots (catalogue), all of them a fold over the log. A checkpoint writes maps and
+// catalogue into the log too, and the superblock says where, so that opening replays only what came after.
+//
+// Invariants:
+//   - After a crash the pool is some prefix of what was done to it, and contains
+//     everything that a completed Flush covered. All volumes and snapshots agree on the same prefix.
+//   - No data is returned whose checksum does not match.
+//   - No snapshot ever changes.
+//
+// Lock order, outermost first: checkpointMu; leadership of the committer; mu;
+// volume.mu; the locks inside seglog and blockmap. None is held while a client is
+// waited for, nor across a sync (except checkpointMu).
+//
+// Left out: who the clients are. Package nbd serves Devices, package daemon decides.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
+	"varve/internal/vfs"
+)
+
+// Options of Create and Open.
+type Options struct {
+	FS  vfs.FS
+	Dir string
+
+	MapCacheBytes   int64            // of clean map nodes in memory; 0: 256 MiB
+	CheckpointBytes int64            // log between two checkpoints; 0: 256 MiB
+	SegmentBytes    int64            // of a new pool; 0: 64 MiB
+	Clock           func() time.Time // nil: time.Now
+	OnEvent         func(Event)      // nil: dropped; must not block
+
+	// Manual starts no background work: checkpoints happen in Checkpoint and Close
+	// alone. For tests that decide the order of everything.
+	Manual bool
+}
+
+func (o *Options) setDefaults() {
+	if o.MapCacheBytes == 0 {
+		o.MapCacheBytes = 256 << 20
+	}
+	if o.CheckpointBytes == 0 {
+		o.CheckpointBytes = 256 << 20
+	}
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = 64 << 20
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.OnEvent == nil {
+		o.OnEvent = func(Event) {}
+	}
+}
+
+// Pool is an open pool.
+type Pool struct {
+	opts  Options
+	lock  io.Closer
+	log   *seglog.Log
+	store *blockmap.Store
+
+	committer committer
+	gen       atomic.Uint64 // the last generation given to a tree
+
+	// mu guards the catalogue, volumes and the devices of each volume. The catalogue
+	// is changed by the committer's leader alone.
+	mu       sync.RWMutex
+	cat      *catalogue.Catalogue
+	volumes  map[uint64]*volume
+	closed   bool
+	handles  sync.WaitGroup // running requests on devices
+	snapOpen map[uint64]int // state -> open devices
+
+	checkpointMu sync.Mutex
+	super        atomic.Pointer[superblock] // the newest on disk; replaced under checkpointMu
+	checkpointer checkpointer
+
+	clientBytes atomic.Int64
+}
+
+// Open opens and recovers a pool and locks it. Errors: ErrNotPool,
+// ErrNewerFormat, ErrDamagedLog, vfs.ErrLocked.
+func Open(ctx context.Context, o Options) (*Pool, error) {
+	o.setDefaults()
+	p, err := open(o)
+	if errors.Is(err, block.ErrNoSpace) && releaseReserve(&o) {
+		p, err = open(o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
+	}
+	if err := p.dropIncomplete(ctx); err != nil {
+		p.abandon()
+		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
+	}
+	keepReserve(&o)
+	p.checkpointer.start(p)
+	return p, nil
+}
+
+func open(o Options) (*Pool, error) {
+	if _, err := o.FS.Stat(path.Join(o.Dir, superblockName)); errors.Is(err, fs.ErrNotExist) {
+		return nil, notPool(&o)
+	}
+	lock, err := o.FS.Lock(path.Join(o.Dir, lockName), fmt.Sprintf("process %d", os.Getpid()))
+	if err != nil {
+		return nil, err
+	}
+	supers, err := readSuperblocks(o.FS, o.Dir)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	// The older superblock reaches the same state by a longer replay, should what
+	// the newer one points to be damaged.
+	for i, super := range supers {
+		var p *Pool
+		if p, err = openAt(o, super); err == nil {
+			p.lock = lock
+			return p, nil
+		}
+		if !errors.Is(err, errDamagedCatalogue) {
+			break
+		}
+		if i+1 < len(supers) {
+			o.OnEvent(Event{Time: o.Clock(), Kind: "damage", Object: "catalogue", Message: err.Error() + "; using the checkpoint before it"})
+		}
+	}
+	_ = lock.Close()
+	return nil, err
+}
+
+// openAt recovers the pool from one superblock.
+func openAt(o Options, super superblock) (*Pool, error) {
+	p := &Pool{opts: o, volumes: map[uint64]*volume{}, snapOpen: map[uint64]int{}}
+	p.super.Store(&super)
+	p.log = seglog.New(seglog.Config{FS: o.FS, Dir: path.Join(o.Dir, logDirName), Pool: super.pool, SegmentBytes: super.segmentBytes})
+	p.store = blockmap.NewStore(o.MapCacheBytes, p.log.ReadAt)
+	p.committer.pool = p
+	if err := p.recover(); err != nil {
+		p.log.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Pool) recover() error {
+	cat, err := p.loadCatalogue()
+	if err != nil {
+		return err
+	}
+	p.cat = cat
+	for _, v := range cat.Volumes() {
+		head := cat.Head(v)
+		p.volumes[v.Number] = p.newVolume(v, head, head.Root)
+		cat.SetRoot(head.ID, blockmap.Root{})
+	}
+	r := replayer{pool: p, pins: p.store.NewPins()}
+	super := p.super.Load()
+	rec, err := p.log.Recover(super.position, super.durableSeq, r.apply)
+	if err != nil {
+		return err
+	}
+	if rec.Batches > 0 || rec.TornBytes > 0 {
+		p.event("recovered", "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
+	}
+	return nil
+}
+
+// replayer folds batches of the log into the pool.
+type replayer struct {
+	pool *Pool
+	pins *blockmap.Pins
+}
+
+func (r *replayer) apply(_ uint64, entries []seglog.Entry) error {
+	for i := range entries {
+		e := &entries[i]
+		switch e.Kind {
+		case seglog.KindData, seglog.KindClear:
+			v := r.pool.volumes[e.Volume]
+			if v == nil {
+				return fmt.Errorf("%w: an entry is of volume %d, which is not there", ErrDamagedLog, e.Volume)
+			}
+			if err := v.apply(r.pins, e); err != nil {
+				return fmt.Errorf("volume %q: %w", v.name(), err)
+			}
+			*r.pins = *r.pool.store.NewPins()
+		case seglog.KindCatalogue:
+			op, err := catalogue.DecodeOp(e.Inline)
+			if err == nil {
+				err = r.pool.applyOp(op)
+			}
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrDamagedLog, err)
+			}
+		}
+	}
+	return nil
+}
+
+// dropIncomplete removes volumes whose import was cut short.
+func (p *Pool) dropIncomplete(ctx context.Context) error {
+	for _, v := range p.cat.Volumes() {
+		if v.Incomplete {
+			if err := p.DeleteIncomplete(ctx, v.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Close waits for running requests, flushes, writes a checkpoint and releases the
+// lock. Devices that are still open fail with block.ErrClosed from then on. The pool is closed
+// whatever the error, which tells what could not be saved.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	p.mu.Unlock()
+	p.handles.Wait()
+	p.checkpointer.stop()
+	err := p.log.Flush(p.log.LastSeq())
+	if err == nil {
+		if err = p.Checkpoint(ctx); errors.Is(err, block.ErrNoSpace) {
+			err = nil // everything is in the log; the next opening replays more of it
+		}
+	}
+	p.abandon()
+	if err != nil {
+		return fmt.Errorf("close pool %s: %w", p.opts.Dir, err)
+	}
+	return nil
+}
+
+// abandon releases what the pool holds of the system, and saves nothing.
+func (p *Pool) abandon() {
+	p.log.Close()
+	_ = p.lock.Close() // an advisory lock goes with its file whatever Close says
+}
+
+// begin marks the start of a request; end its end. False once the pool is closed.
+func (p *Pool) begin() bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.closed {
+		return false
+	}
+	p.handles.Add(1)
+	return true
+}
+
+func (p *Pool) end() { p.handles.Done() }
+
+func (p *Pool) event(kind, object, message string) {
+	p.opts.OnEvent(Event{Time: p.opts.Clock(), Kind: kind, Object: object, Message: message})
+}
+
+func (p *Pool) nextGen() uint64 { return p.gen.Add(1) }
+
+// ID identifies the pool for ever.
+func (p *Pool) ID() uuid.UUID { return p.super.Load().pool }

@@ -1,0 +1,193 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/seglog"
+	"varve/internal/vfs"
+)
+
+// damaged marks errors of map nodes as what they are to a client.
+func damaged(err error) error {
+	if errors.Is(err, blockmap.ErrDamaged) {
+		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
+	}
+	return err
+}
+
+// readBlock fills p, one block, with what the entry refers to.
+func (p *Pool) readBlock(e blockmap.Entry, b []byte) error {
+	if !e.Mapped() {
+		clear(b)
+		return nil
+	}
+	if err := p.log.ReadAt(e.Addr, b); err != nil {
+		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
+	}
+	if seglog.Checksum(b) != e.CRC {
+		return fmt.Errorf("%w: block at %s", block.ErrDamaged, e.Addr)
+	}
+	return nil
+}
+
+// view is what a read looks blocks up in: a volume's head or a snapshot's map.
+type view interface {
+	// look fills out with the entries from lba on; a *blockmap.Miss if that must wait.
+	look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error
+	// run is blockmap.Root.Run.
+	run(pins *blockmap.Pins, lba, limit uint64) (blocks uint64, mapped bool, err error)
+}
+
+func (v *volume) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.tree.View().Lookup(pins, lba, out)
+}
+
+func (v *volume) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.tree.View().Run(pins, lba, limit)
+}
+
+type frozen struct{ root blockmap.Root }
+
+func (f frozen) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
+	return f.root.Lookup(pins, lba, out)
+}
+
+func (f frozen) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
+	return f.root.Run(pins, lba, limit)
+}
+
+// scratch is the memory of one read.
+type scratch struct {
+	found []blockmap.Entry
+	block [block.Size]byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// read fills b with the content of v from off on. If wait is false it
+// returns vfs.ErrWouldBlock rather than wait for the disk.
+func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
+	if len(b) == 0 {
+		return nil
+	}
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	lba := uint64(off / block.Size)
+	count := blocksIn(off+int64(len(b))) - lba
+	if uint64(cap(s.found)) < count {
+		s.found = make([]blockmap.Entry, count)
+	}
+	found := s.found[:count]
+	pins := p.store.NewPins()
+	look := func() error { return v.look(pins, lba, found) }
+	var err error
+	if wait {
+		err = waitFor(pins, look)
+	} else if err = look(); err != nil {
+		if _, miss := err.(*blockmap.Miss); miss {
+			return vfs.ErrWouldBlock
+		}
+	}
+	if err != nil {
+		return damaged(err)
+	}
+	return p.fill(s, found, b, int(off%block.Size), wait)
+}
+
+// fill reads the blocks that entries refer to into b, leaving out the first skip
+// bytes and what does not fit.
+func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wait bool) error {
+	for i := 0; i < len(entries); {
+		e := entries[i]
+		if n := block.Size - skip; skip > 0 || len(b) < block.Size {
+			if err := p.readRun(entries[i:i+1], s.block[:], wait); err != nil {
+				return err
+			}
+			n = copy(b[:min(n, len(b))], s.block[skip:])
+			b, skip = b[n:], 0
+			i++
+			continue
+		}
+		n := 1
+		for i+n < len(entries) && (n+1)*block.Size <= len(b) && continues(e, entries[i+n], n) {
+			n++
+		}
+		if err := p.readRun(entries[i:i+n], b[:n*block.Size], wait); err != nil {
+			return err
+		}
+		b = b[n*block.Size:]
+		i += n
+	}
+	return nil
+}
+
+// continues tells whether f lies n blocks behind e, or both are holes.
+func continues(e, f blockmap.Entry, n int) bool {
+	if !e.Mapped() || !f.Mapped() {
+		return e.Mapped() == f.Mapped()
+	}
+	return f.Addr == e.Addr.Plus(int64(n)*block.Size) && f.Addr.Segment() == e.Addr.Segment()
+}
+
+// readRun reads blocks that lie behind each other and verifies them.
+func (p *Pool) readRun(run []blockmap.Entry, b []byte, wait bool) error {
+	if !run[0].Mapped() {
+		clear(b)
+		return nil
+	}
+	var err error
+	if wait {
+		err = p.log.ReadAt(run[0].Addr, b)
+	} else if err = p.log.TryReadAt(run[0].Addr, b); errors.Is(err, vfs.ErrWouldBlock) {
+		return vfs.ErrWouldBlock
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
+	}
+	for i := range run {
+		if seglog.Checksum(b[i*block.Size:(i+1)*block.Size]) != run[i].CRC {
+			return fmt.Errorf("%w: block at %s", block.ErrDamaged, run[i].Addr)
+		}
+	}
+	return nil
+}
+
+// extents describes [off, off+length) of v in at most limit runs.
+func (p *Pool) extents(ctx context.Context, v view, off, length int64, limit int) ([]block.Extent, error) {
+	var out []block.Extent
+	pins := p.store.NewPins()
+	for end := off + length; off < end; {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		lba := uint64(off / block.Size)
+		var n uint64
+		var mapped bool
+		if err := waitFor(pins, func() (err error) {
+			n, mapped, err = v.run(pins, lba, blocksIn(end)-lba)
+			return err
+		}); err != nil {
+			return nil, damaged(err)
+		}
+		next := min(int64(lba+n)*block.Size, end)
+		if last := len(out) - 1; last >= 0 && out[last].Hole == !mapped {
+			out[last].Length += next - off
+		} else if len(out) == limit {
+			return out, nil
+		} else {
+			out = append(out, block.Extent{Offset: off, Length: next - off, Hole: !mapped, Zero: !mapped})
+		}
+		off = next
+		pins.Forget()
+	}
+	return out, nil
+}

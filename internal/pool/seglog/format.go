@@ -1,0 +1,291 @@
+package seglog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/google/uuid"
+
+	"varve/internal/block"
+)
+
+// Addr is the place of stored bytes: segment number << 24 | offset in the
+// segment / Granule. It never changes and is never used again. Zero is no place.
+type Addr uint64
+
+// Granule is the resolution of an Addr in bytes.
+const Granule = 64
+
+// MaxSegmentBytes is the largest segment that an Addr can reach into.
+const MaxSegmentBytes = Granule << 24
+
+// MakeAddr returns the address of byte offset (a multiple of Granule) in segment.
+func MakeAddr(segment uint64, offset int64) Addr {
+	return Addr(segment<<24 | uint64(offset)/Granule)
+}
+
+// Segment returns the number of the segment that a lies in.
+func (a Addr) Segment() uint64 { return uint64(a) >> 24 }
+
+// Offset returns the byte offset of a in its segment.
+func (a Addr) Offset() int64 { return int64(a&(1<<24-1)) * Granule }
+
+// Plus returns the address n bytes (a multiple of Granule) further in the same segment.
+func (a Addr) Plus(n int64) Addr { return a + Addr(n/Granule) }
+
+func (a Addr) String() string { return fmt.Sprintf("%016x+%d", a.Segment(), a.Offset()) }
+
+// Kind says what an Entry is.
+type Kind uint8
+
+// The kinds of entries. docs/format.md gives their bytes.
+const (
+	KindData       Kind = 1 // payload blocks for a volume
+	KindClear      Kind = 2 // a range of a volume reads as zeros from here on
+	KindCatalogue  Kind = 3 // a catalogue operation, in the header
+	KindBlob       Kind = 4 // payload blocks that only pointers give a meaning: map nodes, catalogue images
+	KindCheckpoint Kind = 5 // a checkpoint record, in the header
+	KindOpen       Kind = 6 // the pool was opened: the log goes on in a new segment
+)
+
+// Entry is one record of a batch.
+type Entry struct {
+	Kind   Kind
+	Volume uint64 // Data, Clear: the volume's number
+	LBA    uint64 // Data, Clear: first block
+	Count  uint64 // Clear: blocks; Data and Blob: payload blocks
+
+	// Payload is what Data and Blob store: Count blocks in all, cut into slices of
+	// whole blocks in any way. Nil when read back.
+	Payload [][]byte
+	// CRCs holds the CRC32C of each payload block.
+	CRCs []uint32
+	// Inline is the content of Catalogue and Checkpoint.
+	Inline []byte
+
+	// Addr is the first payload block's place; the others follow it. Set by Append
+	// and when read back.
+	Addr Addr
+}
+
+func (e *Entry) payloadBlocks() int {
+	if e.Kind == KindData || e.Kind == KindBlob {
+		return int(e.Count)
+	}
+	return 0
+}
+
+// encodedLen is the entry's length in the header, in bytes.
+func (e *Entry) encodedLen() int {
+	switch e.Kind {
+	case KindData:
+		return 24 + 4*int(e.Count)
+	case KindClear:
+		return 32
+	case KindBlob:
+		return 8 + 4*int(e.Count)
+	case KindCatalogue, KindCheckpoint:
+		return 8 + (len(e.Inline)+7)&^7
+	default:
+		return 8
+	}
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Checksum is the CRC32C that guards everything in the pool.
+func Checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
+
+const (
+	formatVersion   = 1
+	headerMagic     = "VARVEBAT"
+	fixedHeaderLen  = 80
+	maxHeaderBlocks = 64
+	crcOffset       = 12
+)
+
+// MaxPayloadBlocks bounds a batch; a longer write is several batches.
+const MaxPayloadBlocks = 2048
+
+// MaxInlineBytes bounds the inline content of a batch.
+const MaxInlineBytes = 128 << 10
+
+// header is the fixed part of a batch header.
+type header struct {
+	pool          uuid.UUID
+	seq           uint64 // number of the batch
+	durableSeq    uint64 // newest batch known durable when this one was written
+	segment       uint64 // where this header lies
+	blockIndex    uint32
+	prevCRC       uint32 // headerCRC of batch seq-1
+	headerBlocks  int
+	payloadBlocks int
+	entries       int
+	entriesLen    int
+	crc           uint32 // of this header
+}
+
+func (h *header) offset() int64 { return int64(h.blockIndex) * block.Size }
+func (h *header) bytes() int64  { return int64(h.headerBlocks+h.payloadBlocks) * block.Size }
+
+// headerBlocksFor returns how many header blocks entries of that encoded length take.
+func headerBlocksFor(entriesLen int) int {
+	return (fixedHeaderLen + entriesLen + block.Size - 1) / block.Size
+}
+
+// encodeHeader writes h and the entries into buf, whose length is h.headerBlocks blocks.
+func encodeHeader(buf []byte, h *header, entries []Entry) {
+	clear(buf)
+	le := binary.LittleEndian
+	copy(buf, headerMagic)
+	le.PutUint32(buf[8:], formatVersion)
+	copy(buf[16:], h.pool[:])
+	le.PutUint64(buf[32:], h.seq)
+	le.PutUint64(buf[40:], h.durableSeq)
+	le.PutUint64(buf[48:], h.segment)
+	le.PutUint32(buf[56:], h.blockIndex)
+	le.PutUint32(buf[60:], h.prevCRC)
+	le.PutUint32(buf[64:], uint32(h.headerBlocks))
+	le.PutUint32(buf[68:], uint32(h.payloadBlocks))
+	le.PutUint32(buf[72:], uint32(h.entries))
+	le.PutUint32(buf[76:], uint32(h.entriesLen))
+	p := buf[fixedHeaderLen:]
+	for i := range entries {
+		e := &entries[i]
+		p[0] = byte(e.Kind)
+		switch e.Kind {
+		case KindData:
+			le.PutUint32(p[4:], uint32(e.Count))
+			le.PutUint64(p[8:], e.Volume)
+			le.PutUint64(p[16:], e.LBA)
+			for j, c := range e.CRCs {
+				le.PutUint32(p[24+4*j:], c)
+			}
+		case KindClear:
+			le.PutUint64(p[8:], e.Volume)
+			le.PutUint64(p[16:], e.LBA)
+			le.PutUint64(p[24:], e.Count)
+		case KindBlob:
+			le.PutUint32(p[4:], uint32(e.Count))
+			for j, c := range e.CRCs {
+				le.PutUint32(p[8+4*j:], c)
+			}
+		case KindCatalogue, KindCheckpoint:
+			le.PutUint32(p[4:], uint32(len(e.Inline)))
+			copy(p[8:], e.Inline)
+		}
+		p = p[e.encodedLen():]
+	}
+	h.crc = Checksum(buf)
+	le.PutUint32(buf[crcOffset:], h.crc)
+}
+
+// errNotHeader: these bytes are not a sound batch header of this pool at this place.
+var errNotHeader = errors.New("no batch header here")
+
+// decodeFixed reads the fixed part, enough to know how long the header is. It
+// verifies no checksum.
+func decodeFixed(buf []byte) (header, error) {
+	le := binary.LittleEndian
+	if len(buf) < fixedHeaderLen || string(buf[:8]) != headerMagic {
+		return header{}, errNotHeader
+	}
+	h := header{
+		crc:           le.Uint32(buf[crcOffset:]),
+		seq:           le.Uint64(buf[32:]),
+		durableSeq:    le.Uint64(buf[40:]),
+		segment:       le.Uint64(buf[48:]),
+		blockIndex:    le.Uint32(buf[56:]),
+		prevCRC:       le.Uint32(buf[60:]),
+		headerBlocks:  int(le.Uint32(buf[64:])),
+		payloadBlocks: int(le.Uint32(buf[68:])),
+		entries:       int(le.Uint32(buf[72:])),
+		entriesLen:    int(le.Uint32(buf[76:])),
+	}
+	copy(h.pool[:], buf[16:32])
+	if le.Uint32(buf[8:]) != formatVersion ||
+		h.headerBlocks < 1 || h.headerBlocks > maxHeaderBlocks ||
+		h.payloadBlocks < 0 || h.payloadBlocks > MaxPayloadBlocks ||
+		h.entriesLen < 0 || headerBlocksFor(h.entriesLen) > h.headerBlocks ||
+		h.entries < 0 || h.entries > h.entriesLen/8 {
+		return header{}, errNotHeader
+	}
+	return h, nil
+}
+
+// decodeEntries verifies the checksum of a whole header and returns its entries,
+// with addresses. Inline content is copied; buf may be used again.
+func decodeEntries(buf []byte, h *header) ([]Entry, error) {
+	if !soundHeader(buf, h) {
+		return nil, errNotHeader
+	}
+	le := binary.LittleEndian
+	p := buf[fixedHeaderLen : fixedHeaderLen+h.entriesLen]
+	entries := make([]Entry, 0, h.entries)
+	addr := MakeAddr(h.segment, h.offset()+int64(h.headerBlocks)*block.Size)
+	blocks := 0
+	for range h.entries {
+		if len(p) < 8 {
+			return nil, errNotHeader
+		}
+		e := Entry{Kind: Kind(p[0])}
+		n := int(le.Uint32(p[4:]))
+		var crcs []byte
+		switch e.Kind {
+		case KindData:
+			if n < 1 || n > MaxPayloadBlocks || len(p) < 24+4*n {
+				return nil, errNotHeader
+			}
+			e.Volume, e.LBA, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), uint64(n)
+			crcs = p[24 : 24+4*n]
+		case KindClear:
+			if len(p) < 32 {
+				return nil, errNotHeader
+			}
+			e.Volume, e.LBA, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:])
+		case KindBlob:
+			if n < 1 || n > MaxPayloadBlocks || len(p) < 8+4*n {
+				return nil, errNotHeader
+			}
+			e.Count = uint64(n)
+			crcs = p[8 : 8+4*n]
+		case KindCatalogue, KindCheckpoint:
+			if n < 0 || n > MaxInlineBytes || len(p) < 8+n {
+				return nil, errNotHeader
+			}
+			e.Inline = append([]byte(nil), p[8:8+n]...)
+		case KindOpen:
+		default:
+			return nil, fmt.Errorf("entry of unknown kind %d: %w", e.Kind, errNotHeader)
+		}
+		if crcs != nil {
+			e.CRCs = make([]uint32, n)
+			for j := range e.CRCs {
+				e.CRCs[j] = le.Uint32(crcs[4*j:])
+			}
+			e.Addr = addr.Plus(int64(blocks) * block.Size)
+			blocks += n
+		}
+		if l := e.encodedLen(); l <= len(p) {
+			p = p[l:]
+		} else {
+			return nil, errNotHeader
+		}
+		entries = append(entries, e)
+	}
+	if blocks != h.payloadBlocks || len(p) != 0 {
+		return nil, errNotHeader
+	}
+	return entries, nil
+}
+
+// soundHeader tells whether buf, all header blocks of h, matches its checksum.
+func soundHeader(buf []byte, h *header) bool {
+	var zero [4]byte
+	c := crc32.Checksum(buf[:crcOffset], castagnoli)
+	c = crc32.Update(c, castagnoli, zero[:])
+	c = crc32.Update(c, castagnoli, buf[crcOffset+4:])
+	return c == h.crc
+}

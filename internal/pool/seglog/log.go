@@ -1,0 +1,264 @@
+package seglog
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"varve/internal/block"
+)
+
+// Log is an open log. Append is for one caller at a time; everything else may be
+// called concurrently.
+//
+// Lock order: syncMu, then mu, then segments.mu.
+type Log struct {
+	cfg      Config
+	segments *segments
+
+	// mu guards the append state. It is held across the write of a batch, never
+	// across a sync.
+	mu       sync.Mutex
+	active   *segment // nil: the next batch begins a new segment
+	end      int64    // length of active in bytes
+	next     uint64   // number of the next segment
+	seq      uint64
+	prevCRC  uint32
+	unsynced []*segment // written since their last sync, oldest first, each acquired
+	newNames bool       // segments were created since the last sync of the directory
+	header   []byte     // scratch
+	bufs     [][]byte   // scratch
+
+	syncMu   sync.Mutex // held across a sync, so that concurrent flushes share one
+	appended atomic.Uint64
+	durable  atomic.Uint64
+	written  atomic.Uint64 // bytes appended since the log was opened
+	failure  atomic.Pointer[error]
+}
+
+// New returns the log in cfg.Dir, which exists. It can be read at once, and appended
+// to after Recover.
+func New(cfg Config) *Log {
+	if cfg.OpenFiles == 0 {
+		cfg.OpenFiles = 256
+	}
+	return &Log{cfg: cfg, segments: newSegments(cfg.FS, cfg.Dir, cfg.OpenFiles)}
+}
+
+// Append writes entries as one batch and sets their addresses. When it returns
+// without error the batch is in the log (and survives the end of the process); after an error
+// it is not, and the log can be appended to again unless the error is ErrStopped.
+//
+// The entries' payload blocks must not exceed MaxPayloadBlocks and their CRCs
+// must be set. Errors: block.ErrNoSpace, ErrStopped, I/O errors.
+func (l *Log) Append(entries []Entry) (seq uint64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.Failure(); err != nil {
+		return 0, err
+	}
+	h := header{pool: l.cfg.Pool, seq: l.seq + 1, durableSeq: l.durable.Load(), prevCRC: l.prevCRC, entries: len(entries)}
+	for i := range entries {
+		h.entriesLen += entries[i].encodedLen()
+		h.payloadBlocks += entries[i].payloadBlocks()
+	}
+	h.headerBlocks = headerBlocksFor(h.entriesLen)
+	if h.payloadBlocks > MaxPayloadBlocks || h.headerBlocks > maxHeaderBlocks {
+		return 0, fmt.Errorf("append to log: batch of %d header and %d payload blocks is too large", h.headerBlocks, h.payloadBlocks)
+	}
+	if err := l.makeRoom(h.bytes()); err != nil {
+		return 0, err
+	}
+	h.segment, h.blockIndex = l.active.id, uint32(l.end/block.Size)
+
+	if n := h.headerBlocks * block.Size; cap(l.header) < n {
+		l.header = make([]byte, n)
+	} else {
+		l.header = l.header[:n]
+	}
+	encodeHeader(l.header, &h, entries)
+	l.bufs = append(l.bufs[:0], l.header)
+	addr := MakeAddr(h.segment, h.offset()+int64(h.headerBlocks)*block.Size)
+	for i := range entries {
+		e := &entries[i]
+		if n := e.payloadBlocks(); n > 0 {
+			e.Addr = addr
+			addr = addr.Plus(int64(n) * block.Size)
+			l.bufs = append(l.bufs, e.Payload...)
+		}
+	}
+	err = l.active.file.WriteAt(l.bufs, l.end)
+	clear(l.bufs)
+	if err != nil {
+		return 0, l.abandon(err)
+	}
+	l.end += h.bytes()
+	l.seq, l.prevCRC = h.seq, h.crc
+	l.active.lastSeq = h.seq
+	l.written.Add(uint64(h.bytes()))
+	l.appended.Store(h.seq)
+	return h.seq, nil
+}
+
+// makeRoom sees to it that active has room for n bytes.
+func (l *Log) makeRoom(n int64) error {
+	if l.active != nil && (l.end == 0 || l.end+n <= l.cfg.SegmentBytes) {
+		return nil
+	}
+	l.active = nil // it stays in unsynced until a sync
+	id := l.next
+	l.next++
+	f, err := l.cfg.FS.Create(l.segments.name(id))
+	if err != nil {
+		return fmt.Errorf("create segment %016x: %w", id, noSpace(err))
+	}
+	l.active, l.end = l.segments.insert(id, f), 0
+	l.unsynced = append(l.unsynced, l.active)
+	l.newNames = true
+	return nil
+}
+
+// abandon undoes a batch whose write failed: what is left of it is cut off and the
+// segment is not written again, so that no later batch can follow a torn one.
+func (l *Log) abandon(cause error) error {
+	cause = noSpace(cause)
+	failed := l.active
+	l.active = nil
+	if err := failed.file.Truncate(l.end); err != nil {
+		return l.stop(fmt.Errorf("write segment %016x: %w; and cutting off the rest failed: %w", failed.id, cause, err))
+	}
+	if failed.lastSeq == 0 { // nothing in it: do not leave an empty file per attempt
+		l.unsynced = l.unsynced[:len(l.unsynced)-1]
+		l.segments.release(failed)
+		if err := l.cfg.FS.Remove(l.segments.name(failed.id)); err != nil {
+			return l.stop(fmt.Errorf("write segment %016x: %w; and removing it failed: %w", failed.id, cause, err))
+		}
+	}
+	return fmt.Errorf("write segment %016x: %w", failed.id, cause)
+}
+
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
+	}
+	return err
+}
+
+// Stop ends all writing for good, because of something that went wrong outside the log.
+func (l *Log) Stop(cause error) { _ = l.stop(cause) }
+
+func (l *Log) stop(cause error) error {
+	err := fmt.Errorf("%w until the pool is opened again: %w", ErrStopped, cause)
+	l.failure.CompareAndSwap(nil, &err)
+	return *l.failure.Load()
+}
+
+// Failure returns why the log accepts no more writes, or nil.
+func (l *Log) Failure() error {
+	if p := l.failure.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Flush returns once every batch up to seq is durable. Concurrent calls share a sync.
+func (l *Log) Flush(seq uint64) error {
+	if l.durable.Load() >= seq {
+		return nil
+	}
+	l.syncMu.Lock()
+	defer l.syncMu.Unlock()
+	if l.durable.Load() >= seq {
+		return nil
+	}
+	if err := l.Failure(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	target := l.seq
+	todo := append([]*segment(nil), l.unsynced...)
+	newNames := l.newNames
+	l.newNames = false
+	l.mu.Unlock()
+
+	for _, s := range todo {
+		if err := s.file.Sync(); err != nil {
+			return l.stop(fmt.Errorf("sync segment %016x: %w", s.id, err))
+		}
+	}
+	if newNames {
+		if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
+			return l.stop(fmt.Errorf("sync directory of segments: %w", err))
+		}
+	}
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := l.unsynced[:0]
+	for _, s := range l.unsynced {
+		if s == l.active || s.lastSeq > target {
+			kept = append(kept, s)
+		} else {
+			l.segments.release(s)
+		}
+	}
+	clear(l.unsynced[len(kept):])
+	l.unsynced = kept
+	l.durable.Store(target)
+	return nil
+}
+
+// ReadAt fills p with what is stored at addr. It verifies nothing.
+func (l *Log) ReadAt(addr Addr, p []byte) error {
+	s, err := l.segments.acquire(addr.Segment())
+	if err != nil {
+		return err
+	}
+	defer l.segments.release(s)
+	if _, err := s.file.ReadAt(p, addr.Offset()); err != nil {
+		return fmt.Errorf("read %d bytes at %s: %w", len(p), addr, err)
+	}
+	return nil
+}
+
+// TryReadAt is ReadAt if the data is in memory, else vfs.ErrWouldBlock.
+func (l *Log) TryReadAt(addr Addr, p []byte) error {
+	s, err := l.segments.acquire(addr.Segment())
+	if err != nil {
+		return err
+	}
+	defer l.segments.release(s)
+	_, err = s.file.TryReadAt(p, addr.Offset())
+	return err
+}
+
+// Position is the end of the log. It must not be called during Append.
+func (l *Log) Position() Position {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := Position{Seq: l.seq, CRC: l.prevCRC, Segment: l.next - 1, Offset: l.cfg.SegmentBytes}
+	if l.active != nil {
+		p.Segment, p.Offset = l.active.id, l.end
+	}
+	return p
+}
+
+// LastSeq is the newest batch in the log, DurableSeq the newest known durable.
+func (l *Log) LastSeq() uint64 { return l.appended.Load() }
+
+// DurableSeq is the newest batch known to be durable.
+func (l *Log) DurableSeq() uint64 { return l.durable.Load() }
+
+// BytesWritten counts the bytes appended since the log was opened.
+func (l *Log) BytesWritten() uint64 { return l.written.Load() }
+
+// Segments lists the segments that exist, ascending.
+func (l *Log) Segments() ([]uint64, error) { return l.segments.numbers() }
+
+// SegmentPath returns the file name of a segment.
+func (l *Log) SegmentPath(id uint64) string { return l.segments.name(id) }
+
+// Close closes the files. It does not flush.
+func (l *Log) Close() { l.segments.closeAll() }

@@ -1,0 +1,321 @@
+package seglog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"varve/internal/block"
+)
+
+// Recovery tells what Open found behind the last checkpoint.
+type Recovery struct {
+	Batches   int    // replayed
+	LastSeq   uint64 // the newest of them
+	TornBytes int64  // cut off behind it: batches that no Flush had covered
+}
+
+// Recover finds the end of the log: from the position of the last checkpoint it
+// follows the chain of batches to the torn tail, makes them durable, hands each to apply
+// in order, and begins a new segment for what is to come. Afterwards the log can
+// be appended to; apply may already read from it.
+//
+// durable is the newest batch that is known to be durable from elsewhere.
+// ErrDamaged if a header at or below the newest known durable batch is unsound
+// or missing; what lies beyond is then untouched.
+func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entries []Entry) error) (Recovery, error) {
+	numbers, err := l.segments.numbers()
+	if err != nil {
+		return Recovery{}, err
+	}
+	r := &reader{log: l, numbers: numbers, at: from}
+
+	// First by what the cache holds: find the newest batch known durable, and with
+	// it the place from which the cache must not be trusted.
+	trusted := from
+	durable = max(durable, from.Seq)
+	var untrusted []Position // positions behind each batch beyond durable
+	for {
+		h, _, err := r.next(false)
+		if errors.Is(err, errEndOfChain) {
+			break
+		} else if err != nil {
+			return Recovery{}, err
+		}
+		untrusted = append(untrusted, r.at)
+		for durable = max(durable, h.durableSeq); len(untrusted) > 0 && untrusted[0].Seq <= durable; untrusted = untrusted[1:] {
+			trusted = untrusted[0]
+		}
+	}
+	beyond, err := r.durableBeyond()
+	if err != nil {
+		return Recovery{}, err
+	}
+	if durable = max(durable, beyond); durable > r.at.Seq {
+		return Recovery{}, fmt.Errorf("%w: batch %d should be at %s or at the start of a later segment, and batches up to %d were durable",
+			ErrDamaged, r.at.Seq+1, MakeAddr(r.at.Segment, min(r.at.Offset, MaxSegmentBytes-Granule)), durable)
+	}
+
+	// Then by what is on the disk, payload included. An earlier process may have
+	// been told of a failed sync: its pages look clean and were never written.
+	for _, id := range numbers {
+		if id < trusted.Segment {
+			continue
+		}
+		if err := l.settle(id); err != nil {
+			return Recovery{}, err
+		}
+	}
+	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
+		return Recovery{}, fmt.Errorf("sync directory of segments: %w", err)
+	}
+	r = &reader{log: l, numbers: numbers, at: trusted}
+	for {
+		if _, _, err := r.next(true); errors.Is(err, errEndOfChain) {
+			break
+		} else if err != nil {
+			return Recovery{}, err
+		}
+	}
+	end := r.at
+
+	rec := Recovery{LastSeq: end.Seq}
+	r = &reader{log: l, numbers: numbers, at: from}
+	for r.at.Seq < end.Seq {
+		h, entries, err := r.next(false)
+		if err != nil {
+			return Recovery{}, fmt.Errorf("replay batch %d: %w", r.at.Seq+1, err)
+		}
+		if err := apply(h.seq, entries); err != nil {
+			return Recovery{}, fmt.Errorf("replay batch %d: %w", h.seq, err)
+		}
+		rec.Batches++
+	}
+
+	l.seq, l.prevCRC = end.Seq, end.CRC
+	l.appended.Store(end.Seq)
+	l.durable.Store(end.Seq)
+	l.next = max(end.Segment, slices.Max(append(numbers, 0))) + 1
+	if err := l.begin(); err != nil {
+		return Recovery{}, err
+	}
+	rec.TornBytes, err = l.cutTail(end, numbers)
+	return rec, err
+}
+
+// settle writes out what the kernel holds of a segment and forgets it.
+func (l *Log) settle(id uint64) error {
+	s, err := l.segments.acquire(id)
+	if err != nil {
+		return err
+	}
+	defer l.segments.release(s)
+	if err := s.file.Sync(); err != nil {
+		return fmt.Errorf("sync segment %016x: %w", id, err)
+	}
+	if err := s.file.DropCache(); err != nil {
+		return fmt.Errorf("drop cache of segment %016x: %w", id, err)
+	}
+	return nil
+}
+
+// begin makes the log go on in a segment of its own. Only when that is durable may
+// what is behind the end be removed: a crash in between must find the same end again.
+func (l *Log) begin() error {
+	seq, err := l.Append([]Entry{{Kind: KindOpen}})
+	if err != nil {
+		return fmt.Errorf("begin a segment: %w", err)
+	}
+	return l.Flush(seq)
+}
+
+// cutTail removes what lies behind the end of the recovered log.
+func (l *Log) cutTail(end Position, numbers []uint64) (int64, error) {
+	var torn int64
+	for _, id := range numbers {
+		if id < end.Segment {
+			continue
+		}
+		s, err := l.segments.acquire(id)
+		if err != nil {
+			return 0, err
+		}
+		size, err := s.file.Size()
+		if err == nil && id == end.Segment && size > end.Offset {
+			torn += size - end.Offset
+			err = s.file.Truncate(end.Offset)
+		}
+		l.segments.release(s)
+		if err == nil && id > end.Segment {
+			torn += size
+			l.segments.forget(id)
+			err = l.cfg.FS.Remove(l.segments.name(id))
+		}
+		if err != nil {
+			return 0, fmt.Errorf("cut torn tail in segment %016x: %w", id, err)
+		}
+	}
+	return torn, nil
+}
+
+// errEndOfChain: no sound batch follows.
+var errEndOfChain = errors.New("end of the log")
+
+// reader follows the chain of batches.
+type reader struct {
+	log     *Log
+	numbers []uint64 // segments that exist, ascending
+	at      Position
+
+	window    []byte // bytes of segment windowSeg from windowOff on
+	windowSeg uint64
+	windowOff int64
+	buf       []byte
+}
+
+const windowBytes = 128 << 10
+
+// next returns the batch at r.at and moves behind it. With payload it also
+// demands that every payload block matches its checksum. errEndOfChain if no sound batch is there.
+func (r *reader) next(payload bool) (*header, []Entry, error) {
+	try := func(seg uint64, off int64) (*header, []Entry, error) {
+		h, entries, err := r.batch(seg, off)
+		if err != nil {
+			return nil, nil, err
+		}
+		if h.seq != r.at.Seq+1 || h.prevCRC != r.at.CRC {
+			return nil, nil, errNotHeader
+		}
+		if payload {
+			if err := r.verify(h, entries); err != nil {
+				return nil, nil, err
+			}
+		}
+		r.at = Position{Seq: h.seq, CRC: h.crc, Segment: seg, Offset: off + h.bytes()}
+		return h, entries, nil
+	}
+	first, exists := slices.BinarySearch(r.numbers, r.at.Segment)
+	if exists {
+		h, entries, err := try(r.at.Segment, r.at.Offset)
+		if !errors.Is(err, errNotHeader) {
+			return h, entries, err
+		}
+		first++
+	}
+	for _, seg := range r.numbers[first:] {
+		h, entries, err := try(seg, 0)
+		if !errors.Is(err, errNotHeader) {
+			return h, entries, err
+		}
+	}
+	return nil, nil, errEndOfChain
+}
+
+// batch reads and verifies the header at a place.
+func (r *reader) batch(seg uint64, off int64) (*header, []Entry, error) {
+	head, err := r.bytes(seg, off, block.Size)
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := decodeFixed(head)
+	if err != nil {
+		return nil, nil, err
+	}
+	if h.pool != r.log.cfg.Pool || h.segment != seg || h.offset() != off {
+		return nil, nil, errNotHeader
+	}
+	if head, err = r.bytes(seg, off, h.headerBlocks*block.Size); err != nil {
+		return nil, nil, err
+	}
+	entries, err := decodeEntries(head, &h)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &h, entries, nil
+}
+
+// verify reads the payload of a batch and compares checksums.
+func (r *reader) verify(h *header, entries []Entry) error {
+	for i := range entries {
+		e := &entries[i]
+		if len(e.CRCs) == 0 {
+			continue
+		}
+		p, err := r.bytes(h.segment, e.Addr.Offset(), len(e.CRCs)*block.Size)
+		if err != nil {
+			return err
+		}
+		for j, want := range e.CRCs {
+			if Checksum(p[j*block.Size:(j+1)*block.Size]) != want {
+				return errNotHeader
+			}
+		}
+	}
+	return nil
+}
+
+// bytes returns n bytes of a segment, valid until the next call; errNotHeader
+// where the file is shorter.
+func (r *reader) bytes(seg uint64, off int64, n int) ([]byte, error) {
+	if seg == r.windowSeg && off >= r.windowOff && off+int64(n) <= r.windowOff+int64(len(r.window)) {
+		p := r.window[off-r.windowOff:]
+		return p[:n], nil
+	}
+	s, err := r.log.segments.acquire(seg)
+	if err != nil {
+		return nil, err
+	}
+	defer r.log.segments.release(s)
+	if size := max(n, windowBytes); cap(r.buf) < size {
+		r.buf = make([]byte, size)
+	}
+	got, err := s.file.ReadAt(r.buf[:max(n, windowBytes)], off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read segment %016x at %d: %w", seg, off, err)
+	}
+	r.window, r.windowSeg, r.windowOff = r.buf[:got], seg, off
+	if got < n {
+		return nil, errNotHeader
+	}
+	return r.window[:n], nil
+}
+
+// durableBeyond looks behind the end of the chain for sound headers of this log
+// and returns the newest durable_seq that any of them claims.
+func (r *reader) durableBeyond() (uint64, error) {
+	var durable uint64
+	for _, seg := range r.numbers {
+		if seg < r.at.Segment {
+			continue
+		}
+		s, err := r.log.segments.acquire(seg)
+		if err != nil {
+			return 0, err
+		}
+		size, err := s.file.Size()
+		r.log.segments.release(s)
+		if err != nil {
+			return 0, fmt.Errorf("size of segment %016x: %w", seg, err)
+		}
+		off := int64(0)
+		if seg == r.at.Segment {
+			off = r.at.Offset
+		}
+		for off < size {
+			h, _, err := r.batch(seg, off)
+			switch {
+			case err == nil:
+				if h.seq > r.at.Seq {
+					durable = max(durable, h.durableSeq)
+				}
+				off += h.bytes()
+			case errors.Is(err, errNotHeader):
+				off += block.Size
+			default:
+				return 0, err
+			}
+		}
+	}
+	return durable, nil
+}

@@ -1,0 +1,86 @@
+package pool
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
+)
+
+// volume is a volume's live head: its map and those who use it.
+type volume struct {
+	pool   *Pool
+	number uint64
+	label  atomic.Pointer[string] // its name, for messages
+	size   atomic.Int64           // bytes
+
+	// mu guards the tree, which the committer's leader and checkpoints change.
+	mu   sync.RWMutex
+	tree *blockmap.Tree
+	keep bool // the head has a parent: what is cleared leaves tombstones
+	gone bool // deleted
+
+	devices map[*Device]struct{} // open ones; guarded by Pool.mu
+	scratch []blockmap.Entry     // of apply
+}
+
+func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockmap.Root) *volume {
+	w := &volume{
+		pool: p, number: v.Number, keep: head.Parent != 0, devices: map[*Device]struct{}{},
+		tree: blockmap.NewTree(root, head.Epoch, p.nextGen()),
+	}
+	w.label.Store(&v.Name)
+	w.size.Store(head.SizeBytes)
+	return w
+}
+
+func (v *volume) name() string { return *v.label.Load() }
+
+// apply folds a Data or Clear entry into the map.
+func (v *volume) apply(pins *blockmap.Pins, e *seglog.Entry) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.applyLocked(pins, e)
+}
+
+func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
+	defer func() { v.pool.checkpointer.dirty.Add(v.tree.TakeDirty()) }()
+	if e.Kind == seglog.KindClear {
+		return v.tree.Clear(pins, e.LBA, e.Count, v.keep)
+	}
+	v.scratch = v.scratch[:0]
+	for i, crc := range e.CRCs {
+		v.scratch = append(v.scratch, blockmap.Entry{Addr: e.Addr.Plus(int64(i) * block.Size), Epoch: v.tree.Epoch(), CRC: crc})
+	}
+	return v.tree.Set(pins, e.LBA, v.scratch)
+}
+
+// lookup fills out with the entries from lba on, waiting for the log where it must.
+func (v *volume) lookup(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
+	return waitFor(pins, func() error {
+		v.mu.RLock()
+		defer v.mu.RUnlock()
+		return v.tree.View().Lookup(pins, lba, out)
+	})
+}
+
+// waitFor repeats a look-up until what it needs is in memory. No lock is held
+// while the log is read.
+func waitFor(pins *blockmap.Pins, lookup func() error) error {
+	for {
+		err := lookup()
+		miss, ok := err.(*blockmap.Miss)
+		if !ok {
+			return err
+		}
+		if err := pins.Load(miss); err != nil {
+			return err
+		}
+	}
+}
+
+// blocksIn is the number of blocks that hold sizeBytes.
+func blocksIn(sizeBytes int64) uint64 { return uint64(sizeBytes+block.Size-1) / block.Size }
