@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -162,7 +163,7 @@ func (f *osFile) Allocate(off, length int64) error {
 		return nil
 	}
 	err := retry(func() error { return unix.Fallocate(f.fd(), 0, off, length) })
-	if err == unix.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return f.grow(off + length)
 	}
 	return f.done("allocate", err)
@@ -185,7 +186,7 @@ func (f *osFile) PunchHole(off, length int64) error {
 	}
 	const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	err := retry(func() error { return unix.Fallocate(f.fd(), mode, off, length) })
-	if err == unix.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return f.writeZeros(off, length)
 	}
 	return f.done("punch hole", err)

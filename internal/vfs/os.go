@@ -101,7 +101,7 @@ func (osFS) Lock(name, holder string) (io.Closer, error) {
 	}
 	err = retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	switch {
-	case err == unix.EWOULDBLOCK:
+	case errors.Is(err, unix.EWOULDBLOCK):
 		err = lockedError(name, readHolder(f))
 	case err != nil:
 		err = &fs.PathError{Op: "lock", Path: name, Err: err}
@@ -162,7 +162,7 @@ func (l osLock) Close() error {
 // retry repeats a system call that a signal interrupted.
 func retry(call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		if err := call(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

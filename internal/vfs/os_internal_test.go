@@ -114,7 +114,7 @@ func TestTryReadRemembersThatItCannot(t *testing.T) {
 	}
 	defer func() { _ = f.Close() }()
 	for range 2 {
-		if n, err := f.TryReadAt(make([]byte, 4), 0); n != 0 || err != ErrWouldBlock {
+		if n, err := f.TryReadAt(make([]byte, 4), 0); n != 0 || !errors.Is(err, ErrWouldBlock) {
 			t.Fatalf("got %d, %v; want 0, ErrWouldBlock", n, err)
 		}
 		if !f.(*osFile).noNowait.Load() {
@@ -133,7 +133,7 @@ func TestTryReadFindsWhatWasJustWritten(t *testing.T) {
 	got := make([]byte, len(data))
 	_, err := f.TryReadAt(got, 0)
 	if f.noNowait.Load() {
-		if err != ErrWouldBlock {
+		if !errors.Is(err, ErrWouldBlock) {
 			t.Fatalf("got %v, want ErrWouldBlock on a file system without RWF_NOWAIT", err)
 		}
 		return

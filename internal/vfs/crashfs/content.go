@@ -145,16 +145,6 @@ func (c content) grownTo(end int64) content {
 	return c
 }
 
-// missing counts the pages that writing [off, end) would allocate.
-func (c content) missing(off, end int64) (pages int64) {
-	for at := off - off%pageSize; at < end; at += pageSize {
-		if c.page(at) == nil {
-			pages++
-		}
-	}
-	return pages
-}
-
 // edit rebuilds the part of a tree that covers a range of bytes.
 type edit struct {
 	// whole replaces a subtree that lies entirely inside the range, or declines.

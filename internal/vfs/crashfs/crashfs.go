@@ -238,6 +238,5 @@ func (f *FS) setCached(in *inode, s state) {
 func (f *FS) release(in *inode) {
 	if in.links == 0 && in.handles == 0 {
 		f.setCached(in, state{})
-		in.lost = true
 	}
 }

@@ -331,7 +331,9 @@ func TestProcessCrashKeepsPendingPending(t *testing.T) {
 func TestImagesAreIndependent(t *testing.T) {
 	fsys := crashfs.New()
 	f := durable(t, fsys, "f", "one")
-	write(t, f, "two", 0)
+	for range 3 {
+		write(t, f, "two", 0)
+	}
 	forks := []*crashfs.FS{fsys.CrashImage(crashfs.ProcessCrash), fsys.CrashImage(crashfs.ProcessCrash)}
 	for i, text := range []string{"aaaa", "bbbb"} {
 		g, err := forks[i].Open("f")
@@ -344,13 +346,14 @@ func TestImagesAreIndependent(t *testing.T) {
 		if got := content(t, forks[i], "f"); got != want {
 			t.Errorf("fork %d holds %q, want %q", i, got, want)
 		}
-		wantImage(t, forks[i], crashfs.KeepOnly(0), "f", "two")
-		wantImage(t, forks[i], crashfs.KeepOnly(1), "f", want)
+		wantImage(t, forks[i], crashfs.DropOnly(3), "f", "two")
+		wantImage(t, forks[i], crashfs.KeepOnly(3), "f", want)
 		wantImage(t, forks[i], crashfs.KeepAll, "g", "absent")
 	}
 	if got := fileContent(t, f); got != "three" {
 		t.Errorf("the original holds %q", got)
 	}
+	wantImage(t, fsys, crashfs.KeepOnly(3), "f", "three")
 }
 
 func TestImagesHaveNoLocks(t *testing.T) {
@@ -367,6 +370,24 @@ func TestImagesHaveNoLocks(t *testing.T) {
 	}
 	if _, err = fsys.Lock("lock", "another"); !errors.Is(err, vfs.ErrLocked) {
 		t.Fatalf("the original lost its lock: %v", err)
+	}
+}
+
+// The removal may be undone by a power cut, but the space is free until then.
+func TestRemovedOpenFileTakesNoSpaceAfterTheProcess(t *testing.T) {
+	fsys := crashfs.New()
+	durable(t, fsys, "f", "text")
+	must(t, fsys.Remove("f"))
+	if fsys.UsedBytes() == 0 {
+		t.Fatal("the space of an open file is free")
+	}
+	after := fsys.CrashImage(crashfs.ProcessCrash)
+	if used := after.UsedBytes(); used != 0 {
+		t.Fatalf("%d bytes in use after the end of the process", used)
+	}
+	wantImage(t, after, crashfs.DropAll, "f", "text")
+	if after.CrashImage(crashfs.DropAll).UsedBytes() == 0 {
+		t.Fatal("the file is back and takes no space")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -200,6 +201,11 @@ func TestFailedWriteStoresItsPrefix(t *testing.T) {
 			t.Errorf("with a prefix of %d bytes: %q, want %q", c.prefix, got, c.want)
 		}
 		wantImage(t, fsys, crashfs.DropAll, "f", "old")
+		for _, op := range fsys.Pending() {
+			if want := min(c.prefix, 5); op.Length != want {
+				t.Errorf("%v is pending, want %d bytes of it", op, want)
+			}
+		}
 	}
 }
 
@@ -249,6 +255,14 @@ func TestCapacity(t *testing.T) {
 	must(t, f.Close())
 	used(0)
 	write(t, g, data[:4*page], 0)
+	must(t, g.Close())
+	create(t, fsys, "h", "")
+	must(t, fsys.Rename("h", "g"))
+	used(0) // replaced
+	g, err := fsys.Open("g")
+	must(t, err)
+	write(t, g, data[:4*page], 0)
+
 	image := fsys.CrashImage(crashfs.KeepAll)
 	if got := image.UsedBytes(); got != 4*page {
 		t.Fatalf("image uses %d bytes", got)
@@ -271,7 +285,7 @@ func TestColdReadsWouldBlock(t *testing.T) {
 		t.Fatalf("in memory: %d, %v", n, err)
 	}
 	fsys.SetCold(true)
-	if n, err := f.TryReadAt(p, 0); n != 0 || err != vfs.ErrWouldBlock {
+	if n, err := f.TryReadAt(p, 0); n != 0 || !errors.Is(err, vfs.ErrWouldBlock) {
 		t.Fatalf("cold: %d, %v", n, err)
 	}
 	if n, err := f.ReadAt(p, 0); n != 4 || err != nil {
@@ -288,6 +302,7 @@ func TestHookSeesTheStateOfItsOp(t *testing.T) {
 			t.Errorf("hook of %d after %d, at %d", n, last, fsys.Ops())
 		}
 		last = n
+		runtime.Gosched()
 		if op.Kind == crashfs.Write {
 			pending := fsys.CrashImage(crashfs.ProcessCrash).Pending()
 			if newest := pending[len(pending)-1]; newest != op {
@@ -303,18 +318,18 @@ func TestHookSeesTheStateOfItsOp(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			for i := range 20 {
+			for i := range 200 {
 				if err := f.WriteAt([][]byte{[]byte("text")}, int64(i)); err != nil {
 					t.Error(err)
 				}
-				if _, err := f.ReadAt(make([]byte, 1), 0); err != nil && err != io.EOF {
+				if _, err := f.ReadAt(make([]byte, 1), 0); err != nil && !errors.Is(err, io.EOF) {
 					t.Error(err)
 				}
 			}
 		})
 	}
 	all.Wait()
-	if last != 4*21 {
+	if last != 4*201 {
 		t.Fatalf("%d operations", last)
 	}
 }

@@ -2,6 +2,7 @@ package crashfs
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"syscall"
@@ -65,7 +66,7 @@ func (f *file) TryReadAt(p []byte, off int64) (int, error) {
 		return 0, vfs.ErrWouldBlock
 	}
 	n, err := f.ReadAt(p, off)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return 0, vfs.ErrWouldBlock
 	}
 	return n, err

@@ -39,7 +39,7 @@ type inode struct {
 	durable state // what is on disk for certain
 	// pending are the changes to cached that are not durable yet, oldest first.
 	pending []change
-	// lost: a failed sync has dropped changes, so that cached is more than
+	// lost: a failed sync has dropped changes, so that cached may be more than
 	// durable plus pending.
 	lost bool
 
@@ -107,6 +107,6 @@ func (in *inode) sync() {
 
 // failSync forgets that there was anything to write, as the kernel does.
 func (in *inode) failSync() {
-	in.lost = in.lost || len(in.pending) > 0
+	in.lost = true
 	in.pending = nil
 }

@@ -239,7 +239,7 @@ func (m *machine) compare(t *rapid.T) {
 				return nil, err
 			}
 			p := make([]byte, size)
-			if _, err = s.files[n].ReadAt(p, 0); err == io.EOF && size == 0 {
+			if _, err = s.files[n].ReadAt(p, 0); errors.Is(err, io.EOF) && size == 0 {
 				err = nil
 			}
 			return fmt.Sprintf("%d bytes %x", size, crc32.ChecksumIEEE(p)), err

@@ -1,6 +1,7 @@
 package crashfs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -282,7 +283,7 @@ func (f *FS) Lock(name, holder string) (io.Closer, error) {
 		var in *inode
 		var err error
 		id, in, err = f.findFile(op.Path)
-		if err == syscall.ENOENT {
+		if errors.Is(err, fs.ErrNotExist) {
 			id, in, err = f.addLockFile(op.Path)
 		}
 		if err != nil {

@@ -1,4 +1,4 @@
-package vfs_test
+package vfstest_test
 
 import (
 	"testing"
