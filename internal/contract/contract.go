@@ -93,7 +93,7 @@ type Snapshot struct {
 	DependsOn      []string          `json:"depends_on"`
 	Protected      bool              `json:"protected"`
 	ExpiresAt      *Time             `json:"expires_at" required:"true" doc:"null: never"`
-	Automatic      bool              `json:"automatic" doc:"made by a rollback or an export"`
+	Automatic      bool              `json:"automatic" doc:"made by a rollback"`
 	Labels         map[string]string `json:"labels"`
 	Parent         string            `json:"parent" doc:"snapshot it descends from, VOLUME@NAME; may be empty"`
 	Head           bool              `json:"head" doc:"whether the volume descends directly from it"`

@@ -140,8 +140,13 @@ func (d *Daemon) openPool(ctx context.Context, c Config) error {
 		}
 		d.log.Info("made a new pool", "dir", d.poolDir)
 	}
-	d.pool, err = pool.Open(ctx, options)
-	return err
+	if d.pool, err = pool.Open(ctx, options); err != nil {
+		return err
+	}
+	if err := d.dropLeftovers(); err != nil {
+		return errors.Join(err, d.pool.Close(context.WithoutCancel(ctx)))
+	}
+	return nil
 }
 
 // StopJobs cancels all jobs and waits until they have cleaned up; no more can be started.

@@ -8,6 +8,7 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/contract"
+	"varve/internal/image"
 	"varve/internal/pool"
 	"varve/internal/vfs"
 )
@@ -52,6 +53,8 @@ var codes = []struct {
 	{ErrForeign, contract.CodeRefused, "name a directory that does not exist yet or is empty: --data DIR"},
 	{ErrJobState, contract.CodeRefused, ""},
 	{ErrStopping, contract.CodeFailed, ""},
+	{image.ErrInUse, contract.CodeRefused, "stop the program that uses it, or import a copy"},
+	{image.ErrNeedsCheck, contract.CodeFailed, "have it checked first: qemu-img check -r all FILE"},
 	{fs.ErrNotExist, contract.CodeNotFound, ""},
 	{fs.ErrExist, contract.CodeRefused, "choose another name, or replace it with --force"},
 	{context.Canceled, contract.CodeFailed, ""},

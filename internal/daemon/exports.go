@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -111,7 +112,7 @@ func (ss *sessions) opened(s *server.Session, e openExport) {
 // of describes the clients of a volume's head.
 func (ss *sessions) of(volume string) []contract.Client {
 	out := []contract.Client{}
-	for _, s := range ss.on(volume) {
+	for _, s := range ss.on(pool.SnapshotRef{Volume: volume}) {
 		out = append(out, client(s, volume))
 	}
 	return out
@@ -146,9 +147,9 @@ func client(s *server.Session, export string) contract.Client {
 	}
 }
 
-// on returns the sessions on a volume's head.
-func (ss *sessions) on(volume string) []*server.Session {
-	info, err := ss.pool.Volume(volume)
+// on returns the sessions on a snapshot, or where it has no name on the volume's head.
+func (ss *sessions) on(ref pool.SnapshotRef) []*server.Session {
+	info, err := ss.pool.Volume(ref.Volume)
 	if err != nil {
 		return nil
 	}
@@ -157,7 +158,7 @@ func (ss *sessions) on(volume string) []*server.Session {
 		ss.mu.Lock()
 		e := ss.open[s.ID()]
 		ss.mu.Unlock()
-		if e == (openExport{volume: info.ID}) {
+		if e == (openExport{volume: info.ID, snapshot: ref.Name}) {
 			out = append(out, s)
 		}
 	}
@@ -167,11 +168,38 @@ func (ss *sessions) on(volume string) []*server.Session {
 // disconnect cuts off the sessions on a volume's head, only those that have
 // written if writers, and returns when they are gone.
 func (ss *sessions) disconnect(volume string, writers bool, reason string) {
-	for _, s := range ss.on(volume) {
+	for _, s := range ss.on(pool.SnapshotRef{Volume: volume}) {
 		if !writers || s.Wrote() {
 			s.Disconnect(reason)
 		}
 	}
+}
+
+// partingTime is how long a client that just hung up may need until the server has noticed.
+const partingTime = 500 * time.Millisecond
+
+// unlessInUse does what clients of the refs can stand in the way of. A program that
+// ended a moment ago must not: where pool.ErrInUse is the answer, the sessions
+// there have partingTime to end before the answer counts.
+func (ss *sessions) unlessInUse(ctx context.Context, do func() error, refs ...pool.SnapshotRef) error {
+	err := do()
+	if !errors.Is(err, pool.ErrInUse) {
+		return err
+	}
+	parting := time.NewTimer(partingTime)
+	defer parting.Stop()
+	for _, ref := range refs {
+		for _, s := range ss.on(ref) {
+			select {
+			case <-s.Done():
+			case <-parting.C:
+				return do()
+			case <-ctx.Done():
+				return err
+			}
+		}
+	}
+	return do()
 }
 
 // serveNBD listens on the data directory's socket and on each address, and serves them.

@@ -53,7 +53,8 @@ func newJobs(now func() time.Time) *jobs {
 }
 
 // run does the work of one job. It reports through j, calls j.pause at points
-// where it may be held, and leaves nothing half-made when ctx ends.
+// where it may be held, and leaves nothing half-made when ctx ends. It is called
+// once for every job, with an ended ctx if that was cancelled in the queue.
 type run func(ctx context.Context, j *job) (*contract.Result, error)
 
 // start queues work and returns the job at once.
@@ -85,13 +86,11 @@ func (js *jobs) start(kind, object string, pausable bool, work run) (contract.Jo
 		select {
 		case js.slots <- struct{}{}:
 			defer func() { <-js.slots }()
-		case <-ctx.Done():
-			j.finish(nil, context.Cause(ctx))
-			return
+			j.update(func(v *contract.Job) {
+				v.State, v.StartedAt = contract.JobRunning, contract.At(js.now())
+			})
+		case <-ctx.Done(): // the work is told so, and undoes what was done before it was queued
 		}
-		j.update(func(v *contract.Job) {
-			v.State, v.StartedAt = contract.JobRunning, contract.At(js.now())
-		})
 		result, err := work(ctx, j)
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)

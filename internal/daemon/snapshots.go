@@ -171,8 +171,9 @@ func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
 		}
 		refs, ids = append(refs, ref), append(ids, info.ID.String())
 	}
-	if err := d.pool.DeleteSnapshots(ctx, refs); err != nil {
-		return hinted(err, pool.ErrInUse, "clients or jobs read it: varve status")
+	err := d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteSnapshots(ctx, refs) }, refs...)
+	if err != nil {
+		return hinted(err, pool.ErrInUse, "see who reads it: varve status")
 	}
 	for _, id := range ids {
 		d.timings.forget(id)
@@ -208,10 +209,15 @@ func (d *Daemon) Rollback(ctx context.Context, name string, force bool) (contrac
 	if force {
 		d.sessions.disconnect(ref.Volume, true, "the volume is rolled back")
 	}
-	kept, took, err := d.pool.Rollback(ctx, ref)
+	var kept pool.SnapshotInfo
+	var took pool.Timing
+	err = d.sessions.unlessInUse(ctx, func() (err error) {
+		kept, took, err = d.pool.Rollback(ctx, ref)
+		return err
+	}, pool.SnapshotRef{Volume: ref.Volume})
 	if err != nil {
 		return contract.Rollback{}, hinted(err, pool.ErrInUse,
-			"a client that has written to it would not notice: disconnect it first, or have it done: --force")
+			"it would not notice that the content changes: disconnect it first, or have that done: --force")
 	}
 	d.snapshotsChanged()
 	keptAs, err := d.snapshot(ctx, kept)

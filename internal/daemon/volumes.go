@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 
@@ -86,7 +87,7 @@ func (d *Daemon) CreateVolume(ctx context.Context, r contract.CreateVolume) (con
 	}
 	if r.Size > from.SizeBytes {
 		if err := d.pool.ResizeVolume(ctx, r.Name, r.Size, false); err != nil {
-			return contract.Volume{}, fmt.Errorf("the clone is made, but not grown: %w", err)
+			return contract.Volume{}, errors.Join(err, d.pool.DeleteVolume(ctx, r.Name))
 		}
 	}
 	return d.Volume(ctx, info.Name)
@@ -125,7 +126,7 @@ func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool
 	if force {
 		d.sessions.disconnect(name, true, "the volume is shrunk")
 	}
-	return d.pool.ResizeVolume(ctx, name, size, force)
+	return d.sessions.unlessInUse(ctx, func() error { return d.pool.ResizeVolume(ctx, name, size, force) }, pool.SnapshotRef{Volume: name})
 }
 
 // DeleteVolume deletes a volume without snapshots. Clients stand in the way unless force, which disconnects them.
@@ -135,15 +136,14 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 		return hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
 	}
 	if info.Snapshots > 0 {
-		return contract.Errorf(contract.CodeRefused, "delete volume %s: it has %s", name, count(info.Snapshots, "snapshot")).
+		return contract.Errorf(contract.CodeRefused, "delete volume %q: it has %s", name, count(info.Snapshots, "snapshot")).
 			WithHint("delete them first: varve snapshot list %s", name)
 	}
-	if clients := len(d.sessions.of(name)); clients > 0 && !force {
-		return contract.Errorf(contract.CodeRefused, "delete volume %s: %s connected", name, count(clients, "client")+" "+isAre(clients)).
-			WithHint("disconnect them first, or have it done: --force")
+	if force {
+		d.sessions.disconnect(name, false, "the volume is deleted")
 	}
-	d.sessions.disconnect(name, false, "the volume is deleted")
-	return hinted(d.pool.DeleteVolume(ctx, name), pool.ErrInUse, "see what holds it: varve status")
+	err = d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteVolume(ctx, name) }, pool.SnapshotRef{Volume: name})
+	return hinted(err, pool.ErrInUse, "see who is connected with varve status; to disconnect them: --force")
 }
 
 // count is "1 client" or "3 clients".
@@ -152,11 +152,4 @@ func count(n int, what string) string {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
-}
-
-func isAre(n int) string {
-	if n == 1 {
-		return "is"
-	}
-	return "are"
 }
