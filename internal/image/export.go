@@ -14,7 +14,7 @@ import (
 // ExportOptions say how an export treats its target.
 type ExportOptions = target.Options
 
-// ErrNotFile: the target of an export is a directory, or a device where only a file will do.
+// ErrNotFile means that the target of an export is a directory, or a device where only a file will do.
 var ErrNotFile = target.ErrNotFile
 
 // Export writes src into an image file at path. What is zero takes no space in

@@ -18,7 +18,7 @@ import (
 	"varve/internal/image/transfer"
 )
 
-// ErrNotFile: the target is something that cannot be replaced by a file, such
+// ErrNotFile means that the target is something that cannot be replaced by a file, such
 // as a directory or a device.
 var ErrNotFile = errors.New("not a regular file")
 

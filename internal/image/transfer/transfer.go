@@ -59,6 +59,7 @@ type span struct{ start, end int64 }
 // not cross multiples of ChunkBytes. An error of emit ends the transfer and is
 // returned as it is; all goroutines have ended when Read returns.
 func Read(ctx context.Context, src block.Device, grain int64, progress Progress, emit func([]Run) error) error {
+	caller := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
@@ -80,7 +81,11 @@ func Read(ctx context.Context, src block.Device, grain int64, progress Progress,
 		_ = group.Wait() // the consumer's error is the cause of any other
 		return err
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	// Whoever cancels at the last moment gets no success to act upon.
+	return caller.Err()
 }
 
 type reader struct {
@@ -234,6 +239,8 @@ func (t *reader) consume(ctx context.Context, progress Progress, emit func([]Run
 		select {
 		case <-c.done:
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			return context.Cause(ctx) // a failed read's error, or that of the caller's context
 		}
 		if err := emit(c.runs); err != nil {
