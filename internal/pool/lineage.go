@@ -37,8 +37,12 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		entered := time.Now()
 		defer func() { t.Pause = time.Since(entered) }()
 		pr, err := decide(p.cat)
-		if err != nil || pr.op == nil {
+		if err != nil {
 			return err
+		}
+		if pr.op == nil { // it is so already, by a record that may not be durable yet
+			seq = p.log.LastSeq()
+			return nil
 		}
 		inline, err := pr.op.Encode()
 		if err != nil {

@@ -29,7 +29,10 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err != nil {
 		return Recovery{}, err
 	}
-	r := &reader{log: l, numbers: numbers, at: from}
+	r, err := l.newReader(numbers, from)
+	if err != nil {
+		return Recovery{}, err
+	}
 
 	// First by what the cache holds: find the newest batch known durable, and with
 	// it the place from which the cache must not be trusted.
@@ -70,7 +73,9 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
 		return Recovery{}, fmt.Errorf("sync directory of segments: %w", err)
 	}
-	r = &reader{log: l, numbers: numbers, at: trusted}
+	if r, err = l.newReader(numbers, trusted); err != nil {
+		return Recovery{}, err
+	}
 	for {
 		if _, _, err := r.next(true); errors.Is(err, errEndOfChain) {
 			break
@@ -81,7 +86,9 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	end := r.at
 
 	rec := Recovery{LastSeq: end.Seq}
-	r = &reader{log: l, numbers: numbers, at: from}
+	if r, err = l.newReader(numbers, from); err != nil {
+		return Recovery{}, err
+	}
 	for r.at.Seq < end.Seq {
 		h, entries, err := r.next(false)
 		if err != nil {
@@ -167,6 +174,7 @@ type reader struct {
 	log     *Log
 	numbers []uint64 // segments that exist, ascending
 	at      Position
+	heads   map[chainLink]uint64 // later segments by the batch that they begin with
 
 	window    []byte // bytes of segment windowSeg from windowOff on
 	windowSeg uint64
@@ -176,40 +184,58 @@ type reader struct {
 
 const windowBytes = 128 << 10
 
-// next returns the batch at r.at and moves behind it. With payload it also
-// demands that every payload block matches its checksum. errEndOfChain if no sound batch is there.
+// newReader returns a reader that stands at a position.
+//
+// Where the batch behind n could be both right behind it and at the start of a later
+// segment, the latest segment is right: it was begun by somebody who had found that
+// the log ends at n, and what lies behind n is what he meant to cut off. So the
+// first header of each later segment is looked at beforehand.
+func (l *Log) newReader(numbers []uint64, at Position) (*reader, error) {
+	r := &reader{log: l, numbers: numbers, at: at, heads: map[chainLink]uint64{}}
+	for _, seg := range numbers {
+		if seg <= at.Segment {
+			continue
+		}
+		h, _, err := r.batch(seg, 0)
+		if err == nil {
+			r.heads[chainLink{h.seq, h.prevCRC}] = seg // ascending: the latest remains
+		} else if !errors.Is(err, errNotHeader) {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// chainLink identifies the batch that follows another one.
+type chainLink struct {
+	seq     uint64
+	prevCRC uint32
+}
+
+// next returns the batch that follows r.at and moves behind it. With payload it also
+// demands that every payload block matches its checksum. errEndOfChain if no sound batch follows.
 func (r *reader) next(payload bool) (*header, []Entry, error) {
-	try := func(seg uint64, off int64) (*header, []Entry, error) {
-		h, entries, err := r.batch(seg, off)
-		if err != nil {
-			return nil, nil, err
-		}
-		if h.seq != r.at.Seq+1 || h.prevCRC != r.at.CRC {
-			return nil, nil, errNotHeader
-		}
-		if payload {
-			if err := r.verify(h, entries); err != nil {
-				return nil, nil, err
-			}
-		}
-		r.at = Position{Seq: h.seq, CRC: h.crc, Segment: seg, Offset: off + h.bytes()}
-		return h, entries, nil
+	seg, off := r.at.Segment, r.at.Offset
+	if later, ok := r.heads[chainLink{r.at.Seq + 1, r.at.CRC}]; ok && later > seg {
+		seg, off = later, 0
+	} else if _, exists := slices.BinarySearch(r.numbers, seg); !exists {
+		return nil, nil, errEndOfChain
 	}
-	first, exists := slices.BinarySearch(r.numbers, r.at.Segment)
-	if exists {
-		h, entries, err := try(r.at.Segment, r.at.Offset)
-		if !errors.Is(err, errNotHeader) {
-			return h, entries, err
-		}
-		first++
+	h, entries, err := r.batch(seg, off)
+	if err == nil && (h.seq != r.at.Seq+1 || h.prevCRC != r.at.CRC) {
+		err = errNotHeader
 	}
-	for _, seg := range r.numbers[first:] {
-		h, entries, err := try(seg, 0)
-		if !errors.Is(err, errNotHeader) {
-			return h, entries, err
-		}
+	if err == nil && payload {
+		err = r.verify(h, entries)
 	}
-	return nil, nil, errEndOfChain
+	if errors.Is(err, errNotHeader) {
+		err = errEndOfChain
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	r.at = Position{Seq: h.seq, CRC: h.crc, Segment: seg, Offset: off + h.bytes()}
+	return h, entries, nil
 }
 
 // batch reads and verifies the header at a place.

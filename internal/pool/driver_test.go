@@ -1,0 +1,351 @@
+package pool_test
+
+import (
+	"context"
+	"errors"
+	"hash/crc32"
+	"time"
+
+	"varve/internal/block"
+	"varve/internal/pool"
+	"varve/internal/vfs/crashfs"
+)
+
+var ctx = context.Background()
+
+func sum(b []byte) uint32 { return crc32.ChecksumIEEE(b) }
+
+// clock is a time that stands still between steps, so that the model knows what names
+// a rollback gives.
+type clock struct{ now time.Time }
+
+func newClock() *clock { return &clock{time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)} }
+
+func (c *clock) time() time.Time { return c.now }
+
+// tb is what testing.TB and rapid.T have in common.
+type tb interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Logf(format string, args ...any)
+}
+
+// driver does the same to a pool on a crashable file system and to a model, and
+// knows which of the model's states a crash may leave.
+type driver struct {
+	tb    tb
+	fs    *crashfs.FS
+	p     *pool.Pool
+	clock *clock
+	opts  pool.Options
+
+	// possible are the states that a crash now may leave: from the last durable one
+	// up to the present, which is the last.
+	possible []*model
+}
+
+func options(fs *crashfs.FS, c *clock) pool.Options {
+	return pool.Options{
+		FS: fs, Dir: "/pool", Clock: c.time, Manual: true,
+		SegmentBytes: 64 << 10, MapCacheBytes: 64 << 10, // small, so that segments roll and nodes are evicted
+	}
+}
+
+func newDriver(tb tb) *driver {
+	tb.Helper()
+	d := &driver{tb: tb, fs: crashfs.New(), clock: newClock(), possible: []*model{newModel()}}
+	d.opts = options(d.fs, d.clock)
+	if err := pool.Create(ctx, d.opts); err != nil {
+		tb.Fatal(err)
+	}
+	d.open()
+	return d
+}
+
+func (d *driver) open() {
+	d.tb.Helper()
+	p, err := pool.Open(ctx, d.opts)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	d.p = p
+}
+
+func (d *driver) present() *model { return d.possible[len(d.possible)-1] }
+
+// step does one thing to both. When run returns, a durable step has made itself and all
+// before it durable.
+func (d *driver) step(name string, durable bool, change func(*model) error, run func() error) {
+	d.tb.Helper()
+	d.clock.now = d.clock.now.Add(time.Second)
+	next := d.present().clone()
+	refused := change(next)
+	if refused == nil {
+		d.possible = append(d.possible, next)
+	}
+	err := run()
+	if (err == nil) != (refused == nil) {
+		d.tb.Fatalf("%s: pool says %v, model says %v", name, err, refused)
+	}
+	if durable && err == nil {
+		d.possible = []*model{d.present()}
+	}
+}
+
+func (d *driver) createVolume(name string, size int64) {
+	d.tb.Helper()
+	d.step("create "+name, true, func(m *model) error { return m.createVolume(name, size) }, func() error {
+		_, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: name, SizeBytes: size})
+		return err
+	})
+}
+
+// submit performs ops on a volume as one request.
+func (d *driver) submit(volume string, ops ...*block.Op) {
+	d.tb.Helper()
+	d.step("write "+volume, false, func(m *model) error {
+		v := m.volumes[volume]
+		if v == nil {
+			return errRefused
+		}
+		for _, op := range ops {
+			switch op.Kind {
+			case block.OpWrite:
+				v.write(op.Offset, op.Data, op.Length)
+			case block.OpDiscard:
+				v.discard(op.Offset, op.Length)
+			default:
+				v.write(op.Offset, nil, op.Length)
+			}
+		}
+		return nil
+	}, func() error {
+		dev, err := d.p.OpenVolume(volume)
+		if err != nil {
+			return err
+		}
+		dev.Submit(ctx, ops)
+		for _, op := range ops {
+			err = errors.Join(err, op.Err)
+		}
+		return errors.Join(err, dev.Close())
+	})
+}
+
+func (d *driver) flush(volume string) {
+	d.tb.Helper()
+	d.step("flush", true, func(m *model) error {
+		if m.volumes[volume] == nil {
+			return errRefused
+		}
+		return nil
+	}, func() error {
+		dev, err := d.p.OpenVolume(volume)
+		if err != nil {
+			return err
+		}
+		return errors.Join(dev.Flush(ctx), dev.Close())
+	})
+}
+
+func (d *driver) snapshot(name string, volumes ...string) {
+	d.tb.Helper()
+	d.step("snapshot", true, func(m *model) error { return m.snapshot(volumes, name) }, func() error {
+		_, _, err := d.p.CreateSnapshot(ctx, volumes, pool.SnapshotSpec{Name: name})
+		return err
+	})
+}
+
+func (d *driver) deleteSnapshot(volume, snap string) {
+	d.tb.Helper()
+	d.step("delete snapshot", true, func(m *model) error { return m.deleteSnapshot(volume, snap) }, func() error {
+		return d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: volume, Name: snap}})
+	})
+}
+
+func (d *driver) protect(volume, snap string, on bool) {
+	d.tb.Helper()
+	d.step("protect", true, func(m *model) error {
+		s := m.find(volume, snap)
+		if s == nil {
+			return errRefused
+		}
+		s.protected = on
+		return nil
+	}, func() error { return d.p.ProtectSnapshot(ctx, pool.SnapshotRef{Volume: volume, Name: snap}, on) })
+}
+
+func (d *driver) rollback(volume, snap string) {
+	d.tb.Helper()
+	kept := "auto-before-rollback-" + d.clock.now.Add(time.Second).Format("20060102t150405.000")
+	d.step("rollback", true, func(m *model) error { return m.rollback(volume, snap, kept) }, func() error {
+		_, _, err := d.p.Rollback(ctx, pool.SnapshotRef{Volume: volume, Name: snap})
+		return err
+	})
+}
+
+func (d *driver) cloneVolume(volume, snap, name string) {
+	d.tb.Helper()
+	d.step("clone", true, func(m *model) error { return m.cloneVolume(volume, snap, name) }, func() error {
+		_, _, err := d.p.CloneVolume(ctx, pool.SnapshotRef{Volume: volume, Name: snap}, pool.VolumeSpec{Name: name})
+		return err
+	})
+}
+
+func (d *driver) deleteVolume(name string) {
+	d.tb.Helper()
+	d.step("delete volume", true, func(m *model) error { return m.deleteVolume(name) }, func() error {
+		return d.p.DeleteVolume(ctx, name)
+	})
+}
+
+func (d *driver) rename(name, to string) {
+	d.tb.Helper()
+	d.step("rename", true, func(m *model) error {
+		v := m.volumes[name]
+		if v == nil || (m.volumes[to] != nil && to != name) {
+			return errRefused
+		}
+		delete(m.volumes, name)
+		m.volumes[to] = v
+		return nil
+	}, func() error { return d.p.RenameVolume(ctx, name, to) })
+}
+
+func (d *driver) resize(name string, size int64) {
+	d.tb.Helper()
+	d.step("resize", true, func(m *model) error {
+		if m.volumes[name] == nil {
+			return errRefused
+		}
+		m.volumes[name].resize(size)
+		return nil
+	}, func() error { return d.p.ResizeVolume(ctx, name, size, true) })
+}
+
+func (d *driver) checkpoint() {
+	d.tb.Helper()
+	d.step("checkpoint", true, func(*model) error { return nil }, func() error { return d.p.Checkpoint(ctx) })
+}
+
+func (d *driver) reopen() {
+	d.tb.Helper()
+	d.step("reopen", true, func(*model) error { return nil }, func() error {
+		if err := d.p.Close(ctx); err != nil {
+			return err
+		}
+		d.open()
+		return nil
+	})
+}
+
+// crash goes on with what a crash now leaves, which must be one of the possible states.
+func (d *driver) crash(policy crashfs.Policy) {
+	d.tb.Helper()
+	d.fs = d.fs.CrashImage(policy)
+	d.opts.FS = d.fs
+	d.open()
+	got := d.dump(d.p)
+	for i, m := range d.possible {
+		if m.String() == got {
+			d.possible = d.possible[i : i+1]
+			return
+		}
+	}
+	d.tb.Fatalf("after a crash (%s) the pool holds\n%s\nwhich is none of the %d possible states; the newest is\n%s", policy, got, len(d.possible), d.present())
+}
+
+// verify compares the pool with the model.
+func (d *driver) verify() {
+	d.tb.Helper()
+	if got, want := d.dump(d.p), d.present().String(); got != want {
+		d.tb.Fatalf("the pool holds\n%s\nthe model\n%s", got, want)
+	}
+	d.check(d.p)
+}
+
+func (d *driver) check(p *pool.Pool) {
+	d.tb.Helper()
+	if rep, err := p.Check(ctx, nil); err != nil || len(rep.Damage) > 0 {
+		d.tb.Fatalf("check: %v %v", rep.Damage, err)
+	}
+}
+
+// dump describes what a pool holds, as model.String does.
+func (d *driver) dump(p *pool.Pool) string {
+	d.tb.Helper()
+	m := newModel()
+	for _, v := range p.Volumes() {
+		dev, err := p.OpenVolume(v.Name)
+		if err != nil {
+			d.tb.Fatal(err)
+		}
+		w := &modelVolume{d.content(dev, v.MappedBytes), map[string]*modelSnapshot{}}
+		m.volumes[v.Name] = w
+		snaps, err := p.Snapshots(v.Name)
+		if err != nil {
+			d.tb.Fatal(err)
+		}
+		for _, s := range snaps {
+			dev, err := p.OpenSnapshot(pool.SnapshotRef{Volume: v.Name, Name: s.Name})
+			if err != nil {
+				d.tb.Fatal(err)
+			}
+			w.snapshots[s.Name] = &modelSnapshot{d.content(dev, s.MappedBytes), s.Protected}
+		}
+	}
+	return m.String()
+}
+
+// content reads a whole device, and checks its extents and mapped bytes by the way.
+func (d *driver) content(dev block.Device, mapped int64) content {
+	d.tb.Helper()
+	defer func() { _ = dev.Close() }()
+	c := content{dev.SizeBytes(), map[int64][]byte{}}
+	b := make([]byte, c.size)
+	if err := dev.ReadAt(ctx, b, 0); err != nil {
+		d.tb.Fatal(err)
+	}
+	c.write(0, b, c.size)
+	extents, err := dev.Extents(ctx, 0, c.size, 1<<20)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	var at, data int64
+	for _, e := range extents {
+		if e.Offset != at || (e.Hole && sum(b[at:at+e.Length]) != sum(make([]byte, e.Length))) {
+			d.tb.Fatalf("extent %+v after %d", e, at)
+		}
+		at += e.Length
+		if !e.Hole {
+			data += (e.Length + block.Size - 1) / block.Size * block.Size
+		}
+	}
+	if at != c.size || data != mapped {
+		d.tb.Fatalf("extents reach %d of %d and map %d bytes of %d", at, c.size, data, mapped)
+	}
+	return c
+}
+
+// stamp returns n bytes that occur once.
+func stamp(n int64) []byte {
+	b := make([]byte, n)
+	x := stamps
+	stamps++
+	for i := range b {
+		x = x*6364136223846793005 + 1442695040888963407
+		b[i] = byte(x>>56) | 1
+	}
+	return b
+}
+
+var stamps = uint64(1)
+
+func writeOp(off, n int64) *block.Op {
+	return &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: stamp(n)}
+}
+
+func op(kind block.OpKind, off, n int64) *block.Op {
+	return &block.Op{Kind: kind, Offset: off, Length: n}
+}

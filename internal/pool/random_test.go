@@ -1,0 +1,102 @@
+package pool_test
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"varve/internal/block"
+	"varve/internal/vfs/crashfs"
+)
+
+// TestRandomOperationsAgainstModel does random things to a pool and to a model of
+// plain bytes, crashes now and then, and compares everything. 100 runs of about 100 steps;
+// -rapid.checks and -rapid.steps make it more.
+func TestRandomOperationsAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		d := newDriver(t)
+		defer func() { _ = d.p.Close(ctx) }()
+		volume := rapid.SampledFrom([]string{"a", "b", "c"})
+		snap := rapid.SampledFrom([]string{"s1", "s2", "s3", "s4"})
+		size := rapid.SampledFrom([]int64{4096, 4608, 40 << 10, 1<<20 + 512, 1<<20 + 8192, 3 << 20})
+		anySnap := func(v string) string {
+			if w := d.present().volumes[v]; w != nil && len(w.snapshots) > 0 && rapid.Bool().Draw(t, "existing") {
+				names := slices.Sorted(maps.Keys(w.snapshots))
+				return rapid.SampledFrom(names).Draw(t, "snapshot")
+			}
+			return snap.Draw(t, "snapshot")
+		}
+		changes := func(size int64) []*block.Op {
+			var ops []*block.Op
+			for range rapid.IntRange(1, 4).Draw(t, "ops") {
+				off := rapid.Int64Range(0, size-1).Draw(t, "offset")
+				n := min(rapid.SampledFrom([]int64{1, 512, 4096, 5000, 12288, 70000, 1 << 20}).Draw(t, "length"), size-off)
+				if rapid.Bool().Draw(t, "aligned") {
+					off &^= block.Size - 1
+				}
+				kind := rapid.SampledFrom([]block.OpKind{block.OpWrite, block.OpWrite, block.OpWrite, block.OpZero, block.OpZeroAllocated, block.OpDiscard}).Draw(t, "kind")
+				if kind == block.OpWrite {
+					ops = append(ops, writeOp(off, n))
+				} else {
+					ops = append(ops, op(kind, off, n))
+				}
+			}
+			return ops
+		}
+		write := func(t *rapid.T) {
+			v := volume.Draw(t, "volume")
+			if w := d.present().volumes[v]; w != nil {
+				d.submit(v, changes(w.size)...)
+			} else {
+				d.createVolume(v, size.Draw(t, "size"))
+			}
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"write": write, "write more": write, "write much": write,
+			"create": func(t *rapid.T) { d.createVolume(volume.Draw(t, "volume"), size.Draw(t, "size")) },
+			"flush":  func(t *rapid.T) { d.flush(volume.Draw(t, "volume")) },
+			"snapshot": func(t *rapid.T) {
+				d.snapshot(snap.Draw(t, "snapshot"), volume.Draw(t, "volume"))
+			},
+			"group": func(t *rapid.T) { d.snapshot(snap.Draw(t, "snapshot"), "a", "b") },
+			"delete snapshot": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				d.deleteSnapshot(v, anySnap(v))
+			},
+			"rollback": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				d.rollback(v, anySnap(v))
+			},
+			"clone": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				d.cloneVolume(v, anySnap(v), volume.Draw(t, "clone"))
+			},
+			"protect": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				d.protect(v, anySnap(v), rapid.Bool().Draw(t, "on"))
+			},
+			"delete volume": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				if w := d.present().volumes[v]; w != nil && rapid.Bool().Draw(t, "emptied") {
+					for _, s := range slices.Sorted(maps.Keys(w.snapshots)) {
+						d.protect(v, s, false)
+						d.deleteSnapshot(v, s)
+					}
+				}
+				d.deleteVolume(v)
+			},
+			"rename":     func(t *rapid.T) { d.rename(volume.Draw(t, "volume"), volume.Draw(t, "to")) },
+			"resize":     func(t *rapid.T) { d.resize(volume.Draw(t, "volume"), size.Draw(t, "size")) },
+			"checkpoint": func(t *rapid.T) { d.checkpoint() },
+			"reopen":     func(t *rapid.T) { d.reopen() },
+			"crash": func(t *rapid.T) {
+				policies := []crashfs.Policy{crashfs.KeepAll, crashfs.DropAll, crashfs.Torn, crashfs.ProcessCrash, crashfs.Random(rapid.Uint64().Draw(t, "seed"))}
+				d.crash(rapid.SampledFrom(policies).Draw(t, "policy"))
+			},
+			"verify": func(t *rapid.T) { d.verify() },
+		})
+		d.verify()
+	})
+}
