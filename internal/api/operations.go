@@ -42,15 +42,15 @@ func volumes(api huma.API, d *daemon.Daemon) {
 		func(ctx context.Context, in *namedVolume) (contract.Volume, error) { return d.Volume(ctx, in.Volume) })
 	operation(api, http.MethodPatch, "/v1/volumes/{volume}", "change-volume", "Rename, label or resize a volume", http.StatusOK,
 		func(ctx context.Context, in *struct {
-			namedVolume
-			Body contract.ChangeVolume
+			Volume string `path:"volume"`
+			Body   contract.ChangeVolume
 		}) (contract.Volume, error) {
 			return d.ChangeVolume(ctx, in.Volume, in.Body)
 		})
 	action(api, http.MethodDelete, "/v1/volumes/{volume}", "delete-volume", "Delete a volume without snapshots",
 		func(ctx context.Context, in *struct {
-			namedVolume
-			Force bool `query:"force" doc:"disconnect its clients"`
+			Volume string `path:"volume"`
+			Force  bool   `query:"force" doc:"disconnect its clients"`
 		}) error {
 			return d.DeleteVolume(ctx, in.Volume, in.Force)
 		})
@@ -81,8 +81,8 @@ func snapshots(api huma.API, d *daemon.Daemon) {
 		})
 	operation(api, http.MethodPatch, "/v1/snapshots/{snapshot}", "change-snapshot", "Protect or unprotect a snapshot", http.StatusOK,
 		func(ctx context.Context, in *struct {
-			namedSnapshot
-			Body contract.ChangeSnapshot
+			Snapshot string `path:"snapshot" doc:"VOLUME@NAME"`
+			Body     contract.ChangeSnapshot
 		}) (contract.Snapshot, error) {
 			return d.ProtectSnapshot(ctx, in.Snapshot, in.Body.Protected)
 		})
@@ -92,8 +92,8 @@ func snapshots(api huma.API, d *daemon.Daemon) {
 		})
 	operation(api, http.MethodPost, "/v1/snapshots/{snapshot}/rollback", "rollback", "Make a snapshot its volume's content", http.StatusOK,
 		func(ctx context.Context, in *struct {
-			namedSnapshot
-			Body contract.RollBack
+			Snapshot string `path:"snapshot" doc:"VOLUME@NAME"`
+			Body     contract.RollBack
 		}) (contract.Rollback, error) {
 			return d.Rollback(ctx, in.Snapshot, in.Body.Force)
 		})
@@ -104,7 +104,7 @@ func jobs(api huma.API, d *daemon.Daemon) {
 		func(context.Context, *none) ([]contract.Job, error) { return d.Jobs(), nil })
 	operation(api, http.MethodGet, "/v1/jobs/{job}", "show-job", "Show a job, or wait for its end", http.StatusOK,
 		func(ctx context.Context, in *struct {
-			namedJob
+			Job  string  `path:"job"`
 			Wait float64 `query:"wait_seconds" minimum:"0" maximum:"60" doc:"answer when it is finished, or after this time as it is then"`
 		}) (contract.Job, error) {
 			if in.Wait == 0 {

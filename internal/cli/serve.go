@@ -3,9 +3,12 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -32,8 +35,17 @@ func (c serveCommand) Run(t *terminal) error {
 	}
 	log := slog.New(slog.NewTextHandler(t.stderr, &slog.HandlerOptions{Level: level}))
 
+	addresses := slices.Clone(c.NBD)
+	for i, addr := range addresses {
+		if daemon.IsSocketPath(addr) {
+			var err error
+			if addresses[i], err = filepath.Abs(addr); err != nil {
+				return fmt.Errorf("%s: %w", addr, err)
+			}
+		}
+	}
 	d, err := daemon.Start(t.ctx, daemon.Config{
-		DataDir: t.Data, NBD: c.NBD, MapCacheBytes: int64(c.MapCache), Version: t.version, Log: log,
+		DataDir: t.Data, NBD: addresses, MapCacheBytes: int64(c.MapCache), Version: t.version, Log: log,
 	})
 	if err != nil {
 		return err

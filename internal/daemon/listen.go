@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,12 +14,17 @@ import (
 // maxSocketPath is the longest path of a unix socket in bytes (sun_path less its NUL).
 const maxSocketPath = 107
 
-// Listen listens on addr: host:port, or the path of a unix socket, which is
-// what has a slash in it or no colon. A socket is made with mode 0600; one that
+// IsSocketPath tells paths of unix sockets, which have a slash in them or no
+// colon, from host:port.
+func IsSocketPath(addr string) bool {
+	return strings.Contains(addr, "/") || !strings.Contains(addr, ":")
+}
+
+// Listen listens on addr: host:port, or the path of a unix socket. A socket is made with mode 0600; one that
 // a dead process left behind is replaced, one that answers is ErrServed, and
 // anything else at that path is left alone.
 func Listen(addr string) (net.Listener, error) {
-	if strings.Contains(addr, "/") || !strings.Contains(addr, ":") {
+	if IsSocketPath(addr) {
 		return listenUnix(addr)
 	}
 	l, err := net.Listen("tcp", addr)
@@ -104,12 +108,4 @@ func (s *socket) Close() error {
 		}
 	})
 	return err
-}
-
-// absolute makes the path of a socket absolute, and leaves host:port alone.
-func absolute(addr string) (string, error) {
-	if strings.Contains(addr, "/") || !strings.Contains(addr, ":") {
-		return filepath.Abs(addr)
-	}
-	return addr, nil
 }

@@ -47,7 +47,7 @@ func (d *Daemon) StartImport(r contract.Import) (contract.Job, error) {
 	}
 	size := r.Size
 	if size == 0 {
-		size = source.SizeBytes()
+		size = max(source.SizeBytes(), pool.MinVolumeBytes)
 	}
 	if size < source.SizeBytes() {
 		source.Close()
@@ -109,7 +109,7 @@ func (d *Daemon) StartExport(r contract.ExportFile) (contract.Job, error) {
 	if !filepath.IsAbs(r.File) {
 		return contract.Job{}, contract.Errorf(contract.CodeUsage, "export to %s: the path is not absolute", r.File)
 	}
-	if _, err := os.Lstat(r.File); err == nil && !r.Force {
+	if info, err := os.Stat(r.File); err == nil && !info.IsDir() && !r.Force {
 		return contract.Job{}, fmt.Errorf("export to %s: %w", r.File, fs.ErrExist)
 	}
 	volume, snapshot, isSnapshot := contract.ParseRef(r.Source)
