@@ -38,6 +38,8 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("VARVE_DATA", filepath.Join(e.WorkDir, "d"))
+			// A process under the race detector lingers for a second when it ends; there are many here.
+			e.Setenv("GORACE", "atexit_sleep_ms=0")
 			e.Values[running{}] = new(process)
 			e.Values[held{}] = map[string]*client.Client{}
 			// What begins as a qcow2 image and is none: an archive of text cannot hold the magic number.
@@ -75,7 +77,7 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	// The test binary is on the script's PATH under the command's name.
 	program := filepath.Join(strings.Split(ts.Getenv("PATH"), string(os.PathListSeparator))[0], "varve")
 	p := &process{cmd: exec.Command(program, append([]string{"serve"}, args...)...), stderr: new(bytes.Buffer)}
-	p.cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "VARVE_DATA=" + ts.Getenv("VARVE_DATA"), "NOTIFY_SOCKET=" + notify}
+	p.cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "VARVE_DATA=" + ts.Getenv("VARVE_DATA"), "NOTIFY_SOCKET=" + notify, "GORACE=atexit_sleep_ms=0"}
 	p.cmd.Dir = ts.MkAbs(".")
 	p.cmd.Stderr = p.stderr
 	ts.Check(p.cmd.Start())
