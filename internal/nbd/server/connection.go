@@ -28,10 +28,12 @@ type connection struct {
 	cancel  context.CancelFunc
 
 	draining atomic.Bool
+	aborted  atomic.Bool
+	settle   func() // waits for requests under way
 }
 
 func newConnection(s *Server, socket net.Conn) *connection {
-	c := &connection{server: s, socket: socket, stream: socket}
+	c := &connection{server: s, socket: socket, stream: socket, settle: func() {}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.session = &Session{
 		id:          s.nextID.Add(1),
@@ -46,8 +48,9 @@ func newConnection(s *Server, socket net.Conn) *connection {
 // abort ends the connection without further ado: requests under way are
 // cancelled, replies not sent. It does not wait.
 func (c *connection) abort() {
+	c.aborted.Store(true)
+	_ = c.socket.Close() // first: a request that fails by the cancellation is not answered
 	c.cancel()
-	_ = c.socket.Close()
 }
 
 // drain makes the connection end soon, its requests under way answered.
@@ -86,14 +89,15 @@ func (c *connection) serve() {
 	}
 }
 
-// read is stream.Read, but that the interruption by drain is not an error: the
-// read goes on for at most drainQuiet more.
+// read is stream.Read, but that the interruption by drain is not an error: once
+// what is under way is done, the read goes on for at most drainQuiet.
 func (c *connection) read(p []byte) (int, error) {
 	for woken := false; ; woken = true {
 		n, err := c.stream.Read(p)
 		if n > 0 || woken || !errors.Is(err, os.ErrDeadlineExceeded) || !c.draining.Load() {
 			return n, err
 		}
+		c.settle()
 		_ = c.socket.SetReadDeadline(time.Now().Add(drainQuiet))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 
@@ -76,6 +77,7 @@ func newTransmission(h *handshake) *transmission {
 	t.end = copy(t.input, h.buffered())
 	t.outbox = outbox{conn: t.stream, timeout: t.server.cfg.WriteTimeout, budget: t.budget, failed: func(error) { t.abort() }}
 	t.workers.jobs = make(chan job)
+	t.settle = t.workers.wait
 	return t
 }
 
@@ -117,10 +119,6 @@ func (t *transmission) receive() error {
 		t.end = copy(t.input, t.input[t.next:t.end])
 		t.next = 0
 	}
-	if t.draining.Load() {
-		// Requests under way come first; then those that the client has sent meanwhile.
-		t.workers.wait()
-	}
 	n, err := t.read(t.input[t.end:])
 	t.end += n
 	if n > 0 {
@@ -140,6 +138,9 @@ func (t *transmission) parse() error {
 		}
 		if t.skip > 0 || t.end-t.next < t.size {
 			return nil
+		}
+		if t.aborted.Load() {
+			return net.ErrClosed
 		}
 		var req nbd.Request
 		if err := req.Parse(t.input[t.next:], t.extended); err != nil {
