@@ -54,7 +54,7 @@ func (c serveCommand) Run(t *terminal) error {
 	defer cancel()
 	go hurryUp(t.ctx, hurry, cancel)
 
-	err = c.answer(t, d, hurry, log)
+	err = c.answer(hurry, t, d, log)
 	drain, cancelDrain := context.WithTimeout(hurry, drainTime)
 	defer cancelDrain()
 	return errors.Join(err, d.Stop(drain))
@@ -62,7 +62,7 @@ func (c serveCommand) Run(t *terminal) error {
 
 // answer serves the API until the first signal, and then until its running
 // requests have finished.
-func (c serveCommand) answer(t *terminal, d *daemon.Daemon, hurry context.Context, log *slog.Logger) error {
+func (c serveCommand) answer(hurry context.Context, t *terminal, d *daemon.Daemon, log *slog.Logger) error {
 	// Nobody is answered before NBD listens, so a status that answers means that all does.
 	socket, err := daemon.Listen(t.Socket)
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 	"varve/internal/contract"
 )
 
-// ErrNoDaemon: no daemon answers on the socket.
+// ErrNoDaemon means that nobody answers on the socket.
 var ErrNoDaemon = errors.New("no daemon answers")
 
 // Client talks to one daemon. It may be used concurrently.
