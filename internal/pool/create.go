@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"varve/internal/block"
 	"varve/internal/pool/seglog"
 )
 
@@ -107,21 +108,22 @@ func notPool(o *Options) error {
 }
 
 // reserveBytes is kept aside in a file of its own, so that on a full disk there is room to
-// record a deletion, and to open the pool.
+// record deletions (one takes a block), and to open the pool.
 const reserveBytes = 8 << 20
 
-// keepReserve sees to it that the reserve is there, if there is room for it.
+// keepReserve sees to it that the reserve is there, as large as there is room for.
 func keepReserve(o *Options) {
 	name := path.Join(o.Dir, reserveName)
 	f, err := o.FS.Create(name)
 	if err != nil {
 		return // it is there, or there is no room for it now
 	}
-	err = f.Allocate(0, reserveBytes)
-	if e := f.Close(); err == nil {
-		err = e
+	for n := int64(reserveBytes); n >= 16*block.Size; n /= 2 {
+		if err = f.Allocate(0, n); err == nil {
+			break
+		}
 	}
-	if err != nil {
+	if e := f.Close(); err != nil || e != nil {
 		_ = o.FS.Remove(name) // a part of a reserve only takes room
 	}
 }

@@ -89,7 +89,7 @@ type Info struct {
 	Snapshots     int
 	HiddenStates  int   // deleted snapshots that still have several children
 	PhysicalBytes int64 // allocated on disk by the pool's files
-	LogBytes      int64 // written to the log since the pool was created
+	LogBytes      int64 // written to the log since the pool was opened
 	ClientBytes   int64 // payload written by clients since the pool was opened
 	Segments      int
 	Checkpoints   uint64

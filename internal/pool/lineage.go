@@ -55,6 +55,7 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		seq, err = p.log.Append(batch)
 		if errors.Is(err, block.ErrNoSpace) && pr.urgent && releaseReserve(&p.opts) {
 			seq, err = p.log.Append(batch)
+			keepReserve(&p.opts) // what is left of it, before clients take it
 		}
 		if err != nil {
 			return err
