@@ -68,8 +68,8 @@ func openLayer(path string, front []os.FileInfo, sh *shared) (*Image, error) {
 
 func (im *Image) load(front []os.FileInfo) error {
 	ctx := context.Background()
-	head := make([]byte, min(im.file.SizeBytes(), 1<<maxClusterBits))
-	if err := im.file.ReadAt(ctx, head, 0); err != nil {
+	head, err := im.head(ctx)
+	if err != nil {
 		return err
 	}
 	h, err := parseHeader(head)
@@ -92,6 +92,20 @@ func (im *Image) load(front []os.FileInfo) error {
 	return im.openBacking(front)
 }
 
+// head reads the first cluster, or all of a file that is shorter.
+func (im *Image) head(ctx context.Context) ([]byte, error) {
+	head := make([]byte, min(im.file.SizeBytes(), 1<<minClusterBits))
+	if err := im.file.ReadAt(ctx, head, 0); err != nil || len(head) < headerBytesV2 {
+		return head, err
+	}
+	// Nonsense is left to parseHeader to find.
+	bits := min(binary.BigEndian.Uint32(head[20:]), maxClusterBits)
+	if n := min(im.file.SizeBytes(), 1<<bits); n > int64(len(head)) {
+		head = make([]byte, n)
+	}
+	return head, im.file.ReadAt(ctx, head, 0)
+}
+
 func (im *Image) warn(format string, args ...any) {
 	im.warnings = append(im.warnings, im.path+": "+fmt.Sprintf(format, args...))
 }
@@ -104,7 +118,7 @@ func (im *Image) checkL1(ctx context.Context) error {
 	if im.l1Offset > fileBytes || needed*8 > fileBytes-im.l1Offset {
 		return corrupt("the L1 table at %d+%d lies beyond the end of the file", im.l1Offset, needed*8)
 	}
-	tables, buf := int64(0), make([]byte, 64<<10)
+	tables, buf := int64(0), make([]byte, min(64<<10, needed*8))
 	for i := int64(0); i < needed; {
 		part := buf[:min(int64(len(buf)), (needed-i)*8)]
 		if err := im.file.ReadAt(ctx, part, im.l1Offset+i*8); err != nil {

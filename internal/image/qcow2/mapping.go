@@ -146,7 +146,8 @@ func (c *cursor) run(off, end int64) (run, error) {
 // what its L1 entry covers, whichever is known to be of one kind.
 func (c *cursor) at(off int64) (run, error) {
 	im := c.im
-	l1Entry, err := c.entry(&c.l1, im.l1Offset+(off>>im.l1Bits())*8)
+	l1Offset := im.l1Offset + (off>>im.l1Bits())*8
+	l1Entry, err := c.entry(&c.l1, l1Offset)
 	if err != nil {
 		return run{}, err
 	}
@@ -155,7 +156,7 @@ func (c *cursor) at(off int64) (run, error) {
 		return run{}, err
 	}
 	if table == 0 {
-		return run{kind: unallocated, length: rest(off, im.l1Bits())}, nil
+		return run{kind: unallocated, length: rest(off, im.l1Bits()) + c.emptyAfter(l1Offset)<<im.l1Bits()}, nil
 	}
 	index := (off >> im.clusterBits) & (1<<im.l2Bits() - 1)
 	entryOffset := table + index<<im.l2EntryBits()
@@ -174,6 +175,16 @@ func (c *cursor) at(off int64) (run, error) {
 		return im.subcluster(off, entry, bitmap)
 	}
 	return im.cluster(off, entry)
+}
+
+// emptyAfter counts the zero entries that follow the L1 entry at off in the page
+// at hand, so that huge empty disks are described in few steps. The page may
+// hold other things behind the table; whoever asks for a run clips it.
+func (c *cursor) emptyAfter(off int64) (n int64) {
+	for p := c.l1.data[off+8-c.l1.offset:]; len(p) > 0 && binary.BigEndian.Uint64(p) == 0; p = p[8:] {
+		n++
+	}
+	return n
 }
 
 // rest is the distance from off to the next multiple of 2^bits.

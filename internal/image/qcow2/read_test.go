@@ -30,7 +30,9 @@ func checkAgainstQemu(t *testing.T, path string) *qcow2.Image {
 	im := open(t, path)
 	want := imagetest.ConvertToRaw(t, path, "qcow2")
 	imagetest.CheckContent(t, im, want)
-	imagetest.CheckExtents(t, im, want)
+	// QEMU does not always look for holes in the file below, so it may see more data than there is.
+	extents := imagetest.CheckExtents(t, im, want)
+	imagetest.CheckWithin(t, imagetest.Data(extents), imagetest.QemuData(t, path, "qcow2"))
 	return im
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -79,7 +80,11 @@ func TestExportIsIdenticalAndSparse(t *testing.T) {
 		imagetest.Run(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", src, path)
 		im := open(t, path)
 		imagetest.CheckContent(t, im, content)
-		for _, e := range imagetest.CheckExtents(t, im, content) {
+		extents := imagetest.CheckExtents(t, im, content)
+		if ours, qemus := imagetest.Data(extents), imagetest.QemuData(t, path, "qcow2"); !slices.Equal(ours, qemus) {
+			t.Errorf("data at %v, for qemu-img map at %v", ours, qemus)
+		}
+		for _, e := range extents {
 			if !e.Zero && allZeroClusters(content[e.Offset:e.Offset+e.Length]) {
 				t.Errorf("clusters of zeros at %+v are allocated", e)
 			}
