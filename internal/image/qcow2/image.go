@@ -11,9 +11,10 @@
 // An Image is read-only and trusts nothing that it reads. Whatever a file
 // contains, opening and reading it ends in content or an error, in bounded
 // memory: per chain 4 MiB of mapping tables and 8 MiB of decompressed clusters,
-// per read at most two clusters' worth of buffers. No work is in proportion to
-// the virtual size alone, with one exception that has a limit of its own: an L1
-// table, 32 MiB at most, is looked through once when it is opened.
+// per read of a compressed cluster two clusters of input and a zstd window of up
+// to 8 MiB. No work is in proportion to the virtual size alone, with one exception
+// that has a limit of its own: an L1 table, 32 MiB at most, is looked through once
+// when it is opened.
 //
 // Left out: writing into existing images, encryption, external data files, and
 // the content of internal snapshots and bitmaps (warnings tell of these two).
