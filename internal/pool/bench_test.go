@@ -1,0 +1,87 @@
+package pool_test
+
+import (
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+
+	"varve/internal/block"
+	"varve/internal/pool"
+	"varve/internal/vfs"
+)
+
+// benchDevice is a volume of 1 GiB on the real file system, written in order.
+func benchDevice(b *testing.B) block.Device {
+	b.Helper()
+	o := pool.Options{FS: vfs.OS(), Dir: filepath.Join(b.TempDir(), "pool")}
+	if err := pool.Create(ctx, o); err != nil {
+		b.Fatal(err)
+	}
+	p, err := pool.Open(ctx, o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = p.Close(ctx) })
+	if _, err := p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: 1 << 30}); err != nil {
+		b.Fatal(err)
+	}
+	d, err := p.OpenVolume("v")
+	if err != nil {
+		b.Fatal(err)
+	}
+	buf := stamp(1 << 20)
+	for off := int64(0); off < 1<<30; off += 1 << 20 {
+		submitOne(b, d, &block.Op{Offset: off, Length: 1 << 20, Data: buf})
+	}
+	return d
+}
+
+func submitOne(b *testing.B, d block.Device, ops ...*block.Op) {
+	d.Submit(ctx, ops)
+	for _, op := range ops {
+		if op.Err != nil {
+			b.Fatal(op.Err)
+		}
+	}
+}
+
+func BenchmarkReadSequential1M(b *testing.B) {
+	d := benchDevice(b)
+	buf := make([]byte, 1<<20)
+	b.SetBytes(1 << 20)
+	i := int64(0)
+	for b.Loop() {
+		if err := d.ReadAt(ctx, buf, i%1024<<20); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+}
+
+func BenchmarkReadRandom4K(b *testing.B) {
+	d := benchDevice(b)
+	buf := make([]byte, block.Size)
+	b.SetBytes(block.Size)
+	for b.Loop() {
+		if err := d.ReadAt(ctx, buf, rand.Int64N(1<<18)*block.Size); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchmarkWrites(b *testing.B, depth int, length int64) {
+	d := benchDevice(b)
+	buf := stamp(length)
+	ops := make([]*block.Op, depth)
+	b.SetBytes(int64(depth) * length)
+	for b.Loop() {
+		for i := range ops {
+			ops[i] = &block.Op{Offset: rand.Int64N(1<<30/length) * length, Length: length, Data: buf}
+		}
+		submitOne(b, d, ops...)
+	}
+}
+
+func BenchmarkWriteRandom4KDepth1(b *testing.B)  { benchmarkWrites(b, 1, block.Size) }
+func BenchmarkWriteRandom4KDepth32(b *testing.B) { benchmarkWrites(b, 32, block.Size) }
+func BenchmarkWrite1M(b *testing.B)              { benchmarkWrites(b, 1, 1<<20) }
