@@ -106,7 +106,21 @@ func Dial(ctx context.Context, uri string, o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := connect(ctx, t, o)
+	conn, err := new(net.Dialer).DialContext(ctx, t.network, t.address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", uri, err)
+	}
+	return enter(ctx, conn, t, uri, o)
+}
+
+// New uses a connection that somebody else made, and takes it over: it is closed
+// with the Client, or when New fails. TLS is used if o says so.
+func New(ctx context.Context, conn net.Conn, export string, o Options) (*Client, error) {
+	return enter(ctx, conn, target{export: export}, fmt.Sprintf("export %q", export), o)
+}
+
+func enter(ctx context.Context, conn net.Conn, t target, uri string, o Options) (*Client, error) {
+	h, err := begin(ctx, conn, t, o)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", uri, err)
 	}

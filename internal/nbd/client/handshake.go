@@ -42,14 +42,10 @@ type reply struct {
 	data []byte
 }
 
-// connect dials, exchanges flags and turns to TLS if that is wanted.
-func connect(ctx context.Context, t target, o Options) (*handshake, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, t.network, t.address)
-	if err != nil {
-		return nil, err
-	}
+// begin exchanges flags and turns to TLS if that is wanted. It closes conn when it fails.
+func begin(ctx context.Context, conn net.Conn, t target, o Options) (*handshake, error) {
 	h := &handshake{conn: conn, r: bufio.NewReaderSize(conn, bufferBytes)}
-	err = h.within(ctx, func() error {
+	err := h.within(ctx, func() error {
 		if err := h.greet(); err != nil {
 			return err
 		}

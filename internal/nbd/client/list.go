@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"net"
 
 	"varve/internal/nbd"
 )
@@ -89,7 +90,11 @@ func query(ctx context.Context, uri string, o Options) (*handshake, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := connect(ctx, t, o)
+	conn, err := new(net.Dialer).DialContext(ctx, t.network, t.address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", uri, err)
+	}
+	h, err := begin(ctx, conn, t, o)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", uri, err)
 	}

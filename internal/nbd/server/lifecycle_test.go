@@ -71,9 +71,11 @@ func TestShutdownInTheHandshake(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.Shutdown(nbdtest.Context(t)) }()
 	for {
-		if _, err := net.Dial("unix", s.Socket); err != nil {
+		conn, err := net.Dial("unix", s.Socket)
+		if err != nil {
 			break // not accepting any more
 		}
+		_ = conn.Close()
 	}
 	c.write([]byte("\x00\x00\x00\x03\x00\x00\x00\x00"))
 	if list := c.optionReplies(nbd.OptList); list[0].rep != nbd.RepErrShutdown {

@@ -261,15 +261,15 @@ func (s *Server) stop(cut bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = true
-	for l := range s.listeners {
-		_ = l.Close()
-	}
 	for c := range s.conns {
 		if cut {
 			c.abort()
 		} else {
 			c.drain()
 		}
+	}
+	for l := range s.listeners {
+		_ = l.Close()
 	}
 	if len(s.conns) == 0 {
 		s.signalIdle()

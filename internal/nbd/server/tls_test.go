@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"math/big"
 	"net"
@@ -159,4 +160,9 @@ func TestTLSTransmission(t *testing.T) {
 		t.Error(err)
 	}
 	<-served
+}
+
+// pemOf is the certificate as other programs want it.
+func pemOf(config *tls.Config) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: config.Certificates[0].Certificate[0]})
 }
