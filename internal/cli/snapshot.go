@@ -3,6 +3,8 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,17 +43,19 @@ func (k *keepFor) UnmarshalText(text []byte) error {
 		unit = 7 * 24 * time.Hour
 	}
 	var d time.Duration
+	var err error
 	if unit != 0 {
 		var n int64
-		if _, err := fmt.Sscanf(s[:len(s)-1]+" ", "%d ", &n); err != nil || n > int64(1<<63-1)/int64(unit) {
-			return fmt.Errorf("duration %q: want a number and a unit, as in 90m, 36h, 7d, 2w", s)
+		n, err = strconv.ParseInt(s[:len(s)-1], 10, 64)
+		if err == nil && n > math.MaxInt64/int64(unit) {
+			err = strconv.ErrRange
 		}
 		d = time.Duration(n) * unit
 	} else {
-		var err error
-		if d, err = time.ParseDuration(s); err != nil {
-			return fmt.Errorf("duration %q: want a number and a unit, as in 90m, 36h, 7d, 2w", s)
-		}
+		d, err = time.ParseDuration(s)
+	}
+	if err != nil {
+		return fmt.Errorf("duration %q: want a number and a unit, as in 90m, 36h, 7d, 2w", s)
 	}
 	if d <= 0 {
 		return fmt.Errorf("duration %q: it must be longer than 0", s)

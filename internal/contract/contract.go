@@ -206,7 +206,7 @@ type Pool struct {
 	Checkpoints    uint64 `json:"checkpoints"`
 	DurableSeq     uint64 `json:"durable_seq"`
 	LastSeq        uint64 `json:"last_seq"`
-	MapCacheBytes  int64  `json:"map_cache_bytes"`
+	MapCacheBytes  int64  `json:"map_cache_bytes" doc:"memory that cached parts of block maps take now"`
 	ReadOnlyReason string `json:"read_only_reason" doc:"why writes are stopped; empty while they are not"`
 	FreeBytes      int64  `json:"free_bytes" doc:"free on the file system that holds the pool"`
 }

@@ -44,16 +44,12 @@ type Config struct {
 	MapCacheBytes int64            // memory for block maps; 0 means the pool's default
 	Version       string           // told by Status
 	Log           *slog.Logger     // nil: discarded
-	FS            vfs.FS           // nil: the real one
 	Clock         func() time.Time // nil: time.Now
 }
 
 func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.FS == nil {
-		c.FS = vfs.OS()
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -128,7 +124,7 @@ func (d *Daemon) openPool(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("read data directory: %w", err)
 	}
-	options := pool.Options{FS: c.FS, Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.journal.poolEvent}
+	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.journal.poolEvent}
 	if _, err := os.Stat(d.poolDir); errors.Is(err, fs.ErrNotExist) {
 		for _, e := range entries {
 			if !own[e.Name()] {

@@ -113,7 +113,7 @@ func (ss *sessions) opened(s *server.Session, e openExport) {
 func (ss *sessions) of(volume string) []contract.Client {
 	out := []contract.Client{}
 	for _, s := range ss.on(pool.SnapshotRef{Volume: volume}) {
-		out = append(out, client(s, volume))
+		out = append(out, clientOf(s, volume))
 	}
 	return out
 }
@@ -136,12 +136,12 @@ func (ss *sessions) all() []contract.Client {
 				export = pool.SnapshotRef{Volume: name, Name: e.snapshot}.String()
 			}
 		}
-		out = append(out, client(s, export))
+		out = append(out, clientOf(s, export))
 	}
 	return out
 }
 
-func client(s *server.Session, export string) contract.Client {
+func clientOf(s *server.Session, export string) contract.Client {
 	return contract.Client{
 		Export: export, Address: s.Remote(), ConnectedAt: contract.Time{Time: s.ConnectedAt()}, Written: s.Wrote(),
 	}

@@ -11,6 +11,7 @@ import (
 
 	"varve/internal/contract"
 	"varve/internal/pool"
+	"varve/internal/vfs"
 )
 
 const (
@@ -104,7 +105,7 @@ func (d *Daemon) StartCheck() (contract.Job, error) {
 // Damage is reported in the result and as an error of code damaged.
 func CheckOffline(ctx context.Context, c Config, progress func(float64)) (*contract.Check, error) {
 	c = c.withDefaults()
-	p, err := pool.Open(ctx, pool.Options{FS: c.FS, Dir: poolDir(c.DataDir), MapCacheBytes: c.MapCacheBytes, Clock: c.Clock})
+	p, err := pool.Open(ctx, pool.Options{FS: vfs.OS(), Dir: poolDir(c.DataDir), MapCacheBytes: c.MapCacheBytes, Clock: c.Clock})
 	if err != nil {
 		return nil, err
 	}
