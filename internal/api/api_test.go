@@ -51,7 +51,7 @@ func serve(t *testing.T) served {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- api.Serve(ctx, context.Background(), l, api.New(d, "v0-test")) }()
-	s.client = client.New(s.socket)
+	s.client = client.New(s.socket, 0)
 	s.raw = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", s.socket)
@@ -214,6 +214,25 @@ func TestWaitingForAJobEndsWithTheJob(t *testing.T) {
 	}
 }
 
+// TestClientWaitsForADaemonThatStarts: the first request may come before the socket is there.
+func TestClientWaitsForADaemonThatStarts(t *testing.T) {
+	s := serve(t)
+	later := s.socket + ".later"
+	c := client.New(later, time.Minute)
+	defer c.Close()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := c.Status(t.Context())
+		answered <- err
+	}()
+	if err := os.Rename(s.socket, later); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestClientSaysThatNobodyAnswers, for a socket that is not there and for a dead one.
 func TestClientSaysThatNobodyAnswers(t *testing.T) {
 	dir := t.TempDir()
@@ -225,7 +244,7 @@ func TestClientSaysThatNobodyAnswers(t *testing.T) {
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	for _, socket := range []string{dead, filepath.Join(dir, "nothing")} {
-		c := client.New(socket)
+		c := client.New(socket, 0)
 		if _, err := c.Status(t.Context()); !errors.Is(err, client.ErrNoDaemon) || !strings.Contains(err.Error(), socket) {
 			t.Errorf("%s: %v", socket, err)
 		}

@@ -23,6 +23,7 @@ import (
 	"reflect"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/term"
@@ -130,6 +131,9 @@ func run(args []string, version string) (err error) {
 	return command.Run(t)
 }
 
+// startTime is how long a command waits for a daemon that was started just before it.
+const startTime = time.Second
+
 // aim makes the paths absolute and the client one of the daemon they name.
 func (t *terminal) aim() (err error) {
 	if t.Data, err = filepath.Abs(t.Data); err != nil {
@@ -138,7 +142,7 @@ func (t *terminal) aim() (err error) {
 	if t.Socket == "" {
 		t.Socket = daemon.APISocket(t.Data)
 	}
-	t.client = client.New(t.Socket)
+	t.client = client.New(t.Socket, startTime)
 	return nil
 }
 

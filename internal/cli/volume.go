@@ -97,6 +97,8 @@ func (t *terminal) showVolume(v contract.Volume) error {
 		w.field("parent", v.Parent)
 		w.field("origin", v.Origin)
 		w.row("created", localTime(&v.CreatedAt))
+		w.field("writers waited", milliseconds(v.PauseMS))
+		w.field("durable after", milliseconds(v.DurableMS))
 		for _, c := range v.Clients {
 			w.row("client", c.Address+" since "+localTime(&c.ConnectedAt)+yes(c.Written, ", has written"))
 		}

@@ -62,6 +62,8 @@ type Volume struct {
 	Origin         string            `json:"origin" doc:"snapshot it was cloned from, as it was called then; may be empty"`
 	CreatedAt      Time              `json:"created_at"`
 	Clients        []Client          `json:"clients" doc:"NBD connections to the volume"`
+	PauseMS        *float64          `json:"pause_ms,omitempty" doc:"answer to a cloning: how long writers waited"`
+	DurableMS      *float64          `json:"durable_ms,omitempty" doc:"answer to a cloning: until the record was on disk, pause included"`
 }
 
 // Client is an NBD connection.

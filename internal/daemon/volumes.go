@@ -81,7 +81,7 @@ func (d *Daemon) CreateVolume(ctx context.Context, r contract.CreateVolume) (con
 			WithHint("leave the size out to take the snapshot's")
 	}
 	spec.SizeBytes = 0
-	info, _, err := d.pool.CloneVolume(ctx, ref, spec)
+	info, took, err := d.pool.CloneVolume(ctx, ref, spec)
 	if err != nil {
 		return contract.Volume{}, err
 	}
@@ -90,7 +90,10 @@ func (d *Daemon) CreateVolume(ctx context.Context, r contract.CreateVolume) (con
 			return contract.Volume{}, errors.Join(err, d.pool.DeleteVolume(ctx, r.Name))
 		}
 	}
-	return d.Volume(ctx, info.Name)
+	v, err := d.Volume(ctx, info.Name)
+	pause, durable := contract.Milliseconds(took.Pause), contract.Milliseconds(took.Durable)
+	v.PauseMS, v.DurableMS = &pause, &durable
+	return v, err
 }
 
 // ChangeVolume labels, resizes, then renames, as far as asked.

@@ -138,12 +138,13 @@ func (s *story) tell() error {
 			return note, errors.Join(s.holds("web", before), s.holds(r.Kept.Ref(), after))
 		},
 		"clone web@before and write to the clone", func() (string, error) {
-			if _, err := s.daemon.CreateVolume(s.ctx, contract.CreateVolume{Name: "rehearsal", From: "web@before"}); err != nil {
+			clone, err := s.daemon.CreateVolume(s.ctx, contract.CreateVolume{Name: "rehearsal", From: "web@before"})
+			if err != nil {
 				return "", err
 			}
 			rehearsal := bytes.Clone(before)
-			_, err := s.scribble("rehearsal", rehearsal, 200)
-			return "neither web nor the snapshot noticed",
+			_, err = s.scribble("rehearsal", rehearsal, 200)
+			return fmt.Sprintf("durable after %.2f ms; neither web nor the snapshot noticed", *clone.DurableMS),
 				errors.Join(err, s.holds("rehearsal", rehearsal), s.holds("web", before), s.holds("web@before", before))
 		},
 		"export web as a raw file", func() (string, error) { return s.exportRaw(before) },

@@ -30,11 +30,25 @@ type Client struct {
 	http   *http.Client
 }
 
-// New returns a client of the daemon on a unix socket; nothing is sent yet.
-func New(socket string) *Client {
+// dialEvery is how often a daemon that does not answer yet is tried again.
+const dialEvery = 20 * time.Millisecond
+
+// New returns a client of the daemon on a unix socket; nothing is sent yet. A
+// daemon that is just being started gets patience to begin to answer.
+func New(socket string, patience time.Duration) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
+		for began := time.Now(); ; {
+			conn, err := d.DialContext(ctx, "unix", socket)
+			if !absent(err) || time.Since(began) > patience {
+				return conn, err
+			}
+			select {
+			case <-time.After(dialEvery):
+			case <-ctx.Done():
+				return nil, err
+			}
+		}
 	}
 	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
 }
@@ -61,7 +75,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+		if absent(err) {
 			return fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
 		}
 		var of *url.Error
@@ -86,6 +100,11 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return nil
+}
+
+// absent tells whether nobody listens on the socket: it is not there, or a dead process left it.
+func absent(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 func get[T any](ctx context.Context, c *Client, path string) (out T, err error) {
