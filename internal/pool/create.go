@@ -87,6 +87,9 @@ func layOut(o Options, names []string) error {
 	if e := f.Close(); err == nil {
 		err = e
 	}
+	if err == nil {
+		err = o.FS.SyncDir(o.Dir) // no superblock without its log, whatever order names reach the disk in
+	}
 	if err != nil {
 		return err
 	}

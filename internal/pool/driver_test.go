@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"hash/crc32"
+	"maps"
+	"sync/atomic"
 	"time"
 
 	"varve/internal/block"
@@ -43,6 +45,9 @@ type driver struct {
 	// possible are the states that a crash now may leave: from the last durable one
 	// up to the present, which is the last.
 	possible []*model
+
+	// incomplete are the volumes being filled, which no model lists.
+	incomplete map[string]*content
 }
 
 func options(fs *crashfs.FS, c *clock) pool.Options {
@@ -70,6 +75,7 @@ func (d *driver) open() {
 		d.tb.Fatal(err)
 	}
 	d.p = p
+	d.incomplete = map[string]*content{}
 }
 
 func (d *driver) present() *model { return d.possible[len(d.possible)-1] }
@@ -159,9 +165,21 @@ func (d *driver) snapshot(name string, volumes ...string) {
 
 func (d *driver) deleteSnapshot(volume, snap string) {
 	d.tb.Helper()
-	d.step("delete snapshot", true, func(m *model) error { return m.deleteSnapshot(volume, snap) }, func() error {
-		return d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: volume, Name: snap}})
-	})
+	d.deleteSnapshots(volume, snap)
+}
+
+// deleteSnapshots deletes all or none.
+func (d *driver) deleteSnapshots(volume string, snaps ...string) {
+	d.tb.Helper()
+	refs := make([]pool.SnapshotRef, len(snaps))
+	d.step("delete snapshots", true, func(m *model) error {
+		var err error
+		for i, s := range snaps {
+			refs[i] = pool.SnapshotRef{Volume: volume, Name: s}
+			err = errors.Join(err, m.deleteSnapshot(volume, s))
+		}
+		return err
+	}, func() error { return d.p.DeleteSnapshots(ctx, refs) })
 }
 
 func (d *driver) protect(volume, snap string, on bool) {
@@ -211,6 +229,80 @@ func (d *driver) rename(name, to string) {
 		m.volumes[to] = v
 		return nil
 	}, func() error { return d.p.RenameVolume(ctx, name, to) })
+}
+
+func (d *driver) label(name, key, value string) {
+	d.tb.Helper()
+	d.step("label", true, func(m *model) error {
+		v := m.volumes[name]
+		if v == nil {
+			return errRefused
+		}
+		v.labels = maps.Clone(v.labels)
+		if v.labels == nil {
+			v.labels = map[string]string{}
+		}
+		if v.labels[key] = value; value == "" {
+			delete(v.labels, key)
+		}
+		return nil
+	}, func() error { return d.p.LabelVolume(ctx, name, map[string]string{key: value}) })
+}
+
+// beginImport creates a volume to be filled, which nobody sees yet.
+func (d *driver) beginImport(name string, size int64) {
+	d.tb.Helper()
+	d.step("begin import", true, func(m *model) error {
+		if m.volumes[name] != nil || d.incomplete[name] != nil {
+			return errRefused
+		}
+		d.incomplete[name] = &content{size, map[int64][]byte{}}
+		return nil
+	}, func() error {
+		_, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: name, SizeBytes: size, Incomplete: true})
+		return err
+	})
+}
+
+// fillImport writes to a volume that was begun.
+func (d *driver) fillImport(name string, o *block.Op) {
+	d.tb.Helper()
+	d.step("fill import", false, func(*model) error {
+		c := d.incomplete[name]
+		if c == nil {
+			return errRefused
+		}
+		c.write(o.Offset, o.Data, o.Length)
+		return nil
+	}, func() error {
+		dev, err := d.p.OpenIncomplete(name)
+		if err != nil {
+			return err
+		}
+		dev.Submit(ctx, []*block.Op{o})
+		return errors.Join(o.Err, dev.Close())
+	})
+}
+
+// endImport completes what was begun, or deletes it.
+func (d *driver) endImport(name string, complete bool) {
+	d.tb.Helper()
+	d.step("end import", true, func(m *model) error {
+		c := d.incomplete[name]
+		if c == nil {
+			return errRefused
+		}
+		delete(d.incomplete, name)
+		if complete {
+			m.volumes[name] = newModelVolume(*c)
+		}
+		return nil
+	}, func() error {
+		if complete {
+			return d.p.CompleteVolume(ctx, name)
+		}
+		return d.p.DeleteIncomplete(ctx, name)
+	})
 }
 
 func (d *driver) resize(name string, size int64) {
@@ -281,7 +373,8 @@ func (d *driver) dump(p *pool.Pool) string {
 		if err != nil {
 			d.tb.Fatal(err)
 		}
-		w := &modelVolume{d.content(dev, v.MappedBytes), map[string]*modelSnapshot{}}
+		w := newModelVolume(d.content(dev, v.MappedBytes))
+		w.labels = v.Labels
 		m.volumes[v.Name] = w
 		snaps, err := p.Snapshots(v.Name)
 		if err != nil {
@@ -331,8 +424,7 @@ func (d *driver) content(dev block.Device, mapped int64) content {
 // stamp returns n bytes that occur once.
 func stamp(n int64) []byte {
 	b := make([]byte, n)
-	x := stamps
-	stamps++
+	x := stamps.Add(1)
 	for i := range b {
 		x = x*6364136223846793005 + 1442695040888963407
 		b[i] = byte(x>>56) | 1
@@ -340,7 +432,7 @@ func stamp(n int64) []byte {
 	return b
 }
 
-var stamps = uint64(1)
+var stamps atomic.Uint64
 
 func writeOp(off, n int64) *block.Op {
 	return &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: stamp(n)}

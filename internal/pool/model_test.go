@@ -25,6 +25,11 @@ type content struct {
 type modelVolume struct {
 	content
 	snapshots map[string]*modelSnapshot
+	labels    map[string]string
+}
+
+func newModelVolume(c content) *modelVolume {
+	return &modelVolume{content: c, snapshots: map[string]*modelSnapshot{}}
 }
 
 type modelSnapshot struct {
@@ -44,7 +49,8 @@ func (c content) clone() content { return content{c.size, maps.Clone(c.blocks)} 
 func (m *model) clone() *model {
 	n := newModel()
 	for name, v := range m.volumes {
-		w := &modelVolume{v.content.clone(), map[string]*modelSnapshot{}}
+		w := newModelVolume(v.content.clone())
+		w.labels = maps.Clone(v.labels)
 		for s, snap := range v.snapshots {
 			w.snapshots[s] = &modelSnapshot{snap.content, snap.protected} // its content never changes
 		}
@@ -109,7 +115,7 @@ func (m *model) createVolume(name string, size int64) error {
 	if m.volumes[name] != nil {
 		return errRefused
 	}
-	m.volumes[name] = &modelVolume{content{size, map[int64][]byte{}}, map[string]*modelSnapshot{}}
+	m.volumes[name] = newModelVolume(content{size, map[int64][]byte{}})
 	return nil
 }
 
@@ -156,7 +162,7 @@ func (m *model) cloneVolume(volume, snap, name string) error {
 	if s == nil || m.volumes[name] != nil {
 		return errRefused
 	}
-	m.volumes[name] = &modelVolume{s.content.clone(), map[string]*modelSnapshot{}}
+	m.volumes[name] = newModelVolume(s.content.clone())
 	return nil
 }
 
@@ -174,7 +180,11 @@ func (m *model) String() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(m.volumes)) {
 		v := m.volumes[name]
-		fmt.Fprintf(&b, "%s %s\n", name, v.content.digest())
+		fmt.Fprintf(&b, "%s %s", name, v.content.digest())
+		for _, k := range slices.Sorted(maps.Keys(v.labels)) {
+			fmt.Fprintf(&b, " %s=%s", k, v.labels[k])
+		}
+		b.WriteByte('\n')
 		for _, s := range slices.Sorted(maps.Keys(v.snapshots)) {
 			snap := v.snapshots[s]
 			fmt.Fprintf(&b, "  @%s %s protected=%t\n", s, snap.content.digest(), snap.protected)

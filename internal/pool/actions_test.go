@@ -1,0 +1,67 @@
+package pool_test
+
+import "varve/internal/block"
+
+// action is one thing that can be done to what crashSetup makes, or to what
+// other actions have made of it. Some are refused then, by pool and model alike.
+type action struct {
+	name string
+	do   func(d *driver)
+}
+
+var actions = []action{
+	{"create volume", func(d *driver) { d.createVolume("new", 12<<10) }},
+	{"begin import", func(d *driver) {
+		d.beginImport("import", 12<<10)
+		d.fillImport("import", writeOp(0, 8<<10))
+	}},
+	{"complete import", func(d *driver) {
+		d.beginImport("import", 12<<10)
+		d.fillImport("import", writeOp(512, 8<<10))
+		d.endImport("import", true)
+	}},
+	{"give up import", func(d *driver) {
+		d.beginImport("import", 12<<10)
+		d.fillImport("import", writeOp(0, 8<<10))
+		d.endImport("import", false)
+	}},
+	{"rename", func(d *driver) { d.rename("b", "renamed") }},
+	{"label", func(d *driver) { d.label("a", "role", "db") }},
+	{"grow", func(d *driver) { d.resize("a", 60<<10) }},
+	{"shrink", func(d *driver) { d.resize("a", 16<<10) }},
+	{"shrink within a block", func(d *driver) {
+		d.resize("a", 4608)
+		d.resize("a", 24<<10)
+	}},
+	{"delete volume", func(d *driver) { d.deleteVolume("b") }},
+	{"delete clone", func(d *driver) { d.deleteVolume("c") }},
+	{"snapshot", func(d *driver) { d.snapshot("new", "a") }},
+	{"group snapshot", func(d *driver) { d.snapshot("group", "a", "b", "c") }},
+	{"delete newest snapshot", func(d *driver) { d.deleteSnapshot("a", "s3") }},
+	{"delete oldest snapshot", func(d *driver) { d.deleteSnapshot("a", "s1") }},
+	{"delete forked snapshot", func(d *driver) { d.deleteSnapshot("a", "s2") }},
+	{"delete several snapshots", func(d *driver) { d.deleteSnapshots("a", "s1", "s2") }},
+	{"protect", func(d *driver) { d.protect("a", "s1", true) }},
+	{"roll back", func(d *driver) { d.rollback("a", "s3") }},
+	{"roll back further", func(d *driver) { d.rollback("a", "s1") }},
+	{"clone", func(d *driver) { d.cloneVolume("a", "s1", "twin") }},
+	{"checkpoint", func(d *driver) { d.checkpoint() }},
+	{"flush", func(d *driver) { d.flush("a") }},
+	{"write", func(d *driver) { d.submit("a", writeOp(8<<10, 20<<10)) }},
+	{"write across", func(d *driver) { d.submit("a", writeOp(700, 9000), writeOp(4000, 300)) }},
+	{"zero", func(d *driver) { d.submit("a", op(block.OpZero, 1000, 9000)) }},
+	{"discard", func(d *driver) { d.submit("a", discardOp(0, 12<<10)) }},
+	{"reopen", func(d *driver) { d.reopen() }},
+}
+
+// unflushed writes something that no flush covers.
+func unflushed(d *driver) {
+	if d.present().volumes["a"] != nil {
+		d.submit("a", writeOp(512, 2048), writeOp(8192, 4096))
+	}
+	if d.present().volumes["c"] != nil {
+		d.submit("c", writeOp(4096, 4096))
+	}
+}
+
+func discardOp(off, n int64) *block.Op { return op(block.OpDiscard, off, n) }
