@@ -79,7 +79,7 @@ func readAll(path string) error {
 		return err
 	}
 	defer im.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for off := int64(0); off < im.SizeBytes(); {
 		extents, err := im.Extents(ctx, off, im.SizeBytes()-off, 100)
@@ -110,7 +110,7 @@ func cheaply(t *testing.T, f func()) {
 	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 48<<20 {
 		t.Errorf("%d MiB allocated", allocated>>20)
 	}
-	if took > 5*time.Second {
+	if took > 20*time.Second { // a busy machine is slow too, a blow-up is without end
 		t.Errorf("took %v", took)
 	}
 }
@@ -255,12 +255,20 @@ func TestManyEntriesForOneTableAreRefused(t *testing.T) {
 }
 
 func TestLargestL1TableIsCheap(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "l1.qcow2")
-	imagetest.Run(t, "qemu-img", "create", "-f", "qcow2", "-o", "cluster_size=512", path, "128G")
+	const size, entries = 128 << 30, 4 << 20 // QEMU's limit, with clusters of 512 bytes
+	f := realImage(t, "compat=1.1,cluster_size=512")
+	table := (int64(len(f)) + 511) &^ 511
+	f.put64(24, size)
+	f.put32(36, entries)
+	f.put64(40, uint64(table))
+	path := f.save(t)
+	if err := os.Truncate(path, table+entries*8); err != nil {
+		t.Fatal(err)
+	}
 	cheaply(t, func() {
 		im := open(t, path)
 		extents, err := im.Extents(context.Background(), 0, im.SizeBytes(), 10)
-		if err != nil || len(extents) != 1 || !extents[0].Hole {
+		if err != nil || len(extents) != 1 || !extents[0].Hole || extents[0].Length != size {
 			t.Errorf("extents %v, %v", extents, err)
 		}
 	})
@@ -272,7 +280,7 @@ func TestDecompressionIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(make([]byte, 16<<20)); err != nil {
+	if _, err := w.Write(make([]byte, 4<<20)); err != nil {
 		t.Fatal(err)
 	}
 	w.Close()

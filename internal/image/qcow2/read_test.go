@@ -98,7 +98,7 @@ func TestReadsCompressedClusters(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			src, path := filepath.Join(dir, "src.raw"), filepath.Join(dir, "disk.qcow2")
-			imagetest.RandomFile(t, src, 5<<20+1536, 1)
+			imagetest.RandomFile(t, src, 3<<20+1536, 1)
 			imagetest.Run(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, src, path)
 			checkAgainstQemu(t, path)
 			// Writes turn some of them into plain clusters.
