@@ -25,9 +25,10 @@ type Exports interface {
 	// List names what clients may see, in the order they should see it.
 	List(ctx context.Context) ([]ExportInfo, error)
 	// Open opens an export by its name; empty is the default export. It is called
-	// when a client picks the export and also when it only asks about it, before
-	// s.Transmitting. The device is closed when the connection ends or turns to
-	// another export. Open must not call s.Disconnect.
+	// when a client picks the export and also when it only asks about it; s.Transmitting
+	// is false until it has picked. The device is closed when the connection ends or turns to
+	// another export. ctx ends with the handshake; what is opened must not depend on
+	// it. Open must not call s.Disconnect.
 	Open(ctx context.Context, name string, s *Session) (*Export, error)
 }
 

@@ -248,9 +248,9 @@ func TestMetaContextsBelongToTheirExport(t *testing.T) {
 		"same export":                {func(*raw) {}, "", 0},
 		"another export":             {func(*raw) {}, "big", nbd.EINVAL},
 		"question about another":     {func(c *raw) { c.mustOption(nbd.OptInfo, infoData("big")) }, "", 0},
-		"question about unknown one": {func(c *raw) { c.final(nbd.OptInfo, infoData("nosuch")) }, "", 0},
+		"question about unknown one": {func(c *raw) { _ = c.final(nbd.OptInfo, infoData("nosuch")) }, "", 0},
 		"none selected at last":      {func(c *raw) { c.mustOption(nbd.OptSetMetaContext, metaData("")) }, "", nbd.EINVAL},
-		"failed at last":             {func(c *raw) { c.final(nbd.OptSetMetaContext, metaData("", "bad")) }, "", nbd.EINVAL},
+		"failed at last":             {func(c *raw) { _ = c.final(nbd.OptSetMetaContext, metaData("", "bad")) }, "", nbd.EINVAL},
 		"other export at last": {func(c *raw) {
 			c.mustOption(nbd.OptSetMetaContext, metaData("big", nbd.BaseAllocation))
 		}, "", nbd.EINVAL},

@@ -115,10 +115,16 @@ func TestSessions(t *testing.T) {
 	if len(list) != 1 || list[0].Export() != "BIG" || list[0].Remote() != "unix" || list[0].Wrote() {
 		t.Fatalf("%+v", list)
 	}
-	x.errno(nbd.Request{Cmd: nbd.CmdWrite, Length: 100}, make([]byte, 100))
-	x.errno(nbd.Request{Cmd: nbd.CmdTrim, Length: 100}, nil)
-	x.errno(nbd.Request{Cmd: nbd.CmdFlush}, nil)
-	x.errno(nbd.Request{Cmd: nbd.CmdFlush, Length: 1}, nil)
+	for i, e := range []nbd.Errno{
+		x.errno(nbd.Request{Cmd: nbd.CmdWrite, Length: 100}, make([]byte, 100)),
+		x.errno(nbd.Request{Cmd: nbd.CmdTrim, Length: 100}, nil),
+		x.errno(nbd.Request{Cmd: nbd.CmdFlush}, nil),
+		x.errno(nbd.Request{Cmd: nbd.CmdFlush, Length: 1}, nil),
+	} {
+		if (e != 0) != (i == 3) {
+			t.Errorf("request %d: %v", i, e)
+		}
+	}
 	want := server.Stats{ReadRequests: 1, WriteRequests: 2, OtherRequests: 1, FailedRequests: 1, ReadBytes: 1000, WrittenBytes: 100}
 	if got := list[0].Stats(); got != want || !list[0].Wrote() {
 		t.Fatalf("%+v, wrote %v", got, list[0].Wrote())

@@ -36,7 +36,7 @@ func (t *transmission) performRead(req *nbd.Request) {
 			return
 		}
 	}
-	t.dispatch(job{kind: jobRead, request: *req, reply: t.newReply(max(t.dataHeader()+n, maxReply))})
+	t.dispatch(job{kind: jobRead, request: *req, reply: t.newBuffer(max(t.dataHeader()+n, maxReply))})
 }
 
 // finishRead puts the header before the data that was read to b[dataHeader:] and

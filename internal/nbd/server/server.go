@@ -77,7 +77,6 @@ type Server struct {
 
 	mu        sync.Mutex // guards what follows
 	draining  bool
-	closed    bool
 	listeners map[net.Listener]struct{}
 	conns     map[*connection]struct{}
 	idle      chan struct{} // closed when draining and the last connection is gone

@@ -35,7 +35,7 @@ type Stats struct {
 	ReadRequests   int64 // READ
 	WriteRequests  int64 // WRITE, WRITE_ZEROES and TRIM
 	OtherRequests  int64
-	FailedRequests int64 // answered with an error; counted above, too
+	FailedRequests int64 // answered with an error, by the device (these count above, too) or without asking it
 	ReadBytes      int64
 	WrittenBytes   int64 // payload of WRITE
 }

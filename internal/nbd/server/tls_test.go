@@ -159,7 +159,9 @@ func TestTLSTransmission(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	<-served
+	if err := <-served; !errors.Is(err, server.ErrServerClosed) {
+		t.Error(err)
+	}
 }
 
 // pemOf is the certificate as other programs want it.

@@ -47,7 +47,6 @@ type transmission struct {
 	ops      [maxBatch]block.Op
 	batch    []*block.Op
 	requests [maxBatch]nbd.Request // of ops
-	payload  *buffer               // of the only op, if that is not in input
 
 	durable []nbd.Request // to be answered after a flush
 	output  *buffer       // replies not sent yet; nil if none
@@ -193,7 +192,7 @@ func (t *transmission) perform(req *nbd.Request, payload []byte) {
 		c.writtenBytes.Add(int64(len(payload)))
 		t.wrote()
 		if req.Cmd != nbd.CmdWrite && req.Length >= longOp {
-			t.dispatch(job{kind: jobWrite, request: *req, reply: t.newReply(maxReply)})
+			t.dispatch(job{kind: jobWrite, request: *req, reply: t.newBuffer(maxReply)})
 			return
 		}
 		t.add(req, payload)
@@ -202,10 +201,10 @@ func (t *transmission) perform(req *nbd.Request, payload []byte) {
 		t.durable = append(t.durable, *req)
 	case nbd.CmdCache:
 		c.otherRequests.Add(1)
-		t.dispatch(job{kind: jobCache, request: *req, reply: t.newReply(cacheStep)})
+		t.dispatch(job{kind: jobCache, request: *req, reply: t.newBuffer(cacheStep)})
 	case nbd.CmdBlockStatus:
 		c.otherRequests.Add(1)
-		t.dispatch(job{kind: jobStatus, request: *req, reply: t.newReply(t.statusBytes(req))})
+		t.dispatch(job{kind: jobStatus, request: *req, reply: t.newBuffer(t.statusBytes(req))})
 	}
 }
 
@@ -249,7 +248,7 @@ func (t *transmission) submit() {
 		t.batch = t.batch[:0]
 	}
 	if len(t.durable) > 0 {
-		t.dispatch(job{kind: jobFlush, flushed: t.durable, reply: t.newReply(maxReply * len(t.durable))})
+		t.dispatch(job{kind: jobFlush, flushed: t.durable, reply: t.newBuffer(maxReply * len(t.durable))})
 		t.durable = nil
 	}
 }
@@ -271,7 +270,7 @@ func (t *transmission) longWrite(req *nbd.Request) error {
 	t.session.counters.writeRequests.Add(1)
 	t.session.counters.writtenBytes.Add(int64(n))
 	t.wrote()
-	t.dispatch(job{kind: jobWrite, request: *req, payload: payload, reply: t.newReply(maxReply)})
+	t.dispatch(job{kind: jobWrite, request: *req, payload: payload, reply: t.newBuffer(maxReply)})
 	return nil
 }
 
@@ -316,9 +315,6 @@ func (t *transmission) sendOutput() {
 		t.outbox.send(b)
 	}
 }
-
-// newReply is newBuffer with a name that says what for.
-func (t *transmission) newReply(n int) *buffer { return t.newBuffer(n) }
 
 // newBuffer takes a buffer with room for n bytes on the connection's budget.
 // If it must wait, all replies that are ready go out first.
