@@ -46,7 +46,7 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(e.WorkDir, "forged.qcow2"), []byte("QFI\xfb\x00\x00\x00\x03 and no more of a header"), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serve, "stop": stop, "exits": exits, "field": field,
+			"serve": serve, "terminate": terminate, "exits": exits, "field": field,
 			"write": write, "holds": holds, "hold": hold, "release": release,
 			"fields": fields, "mode": mode, "wait-job": waitJob, "job-refused": jobRefused,
 		},
@@ -98,8 +98,8 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// stop [SIGNAL] ends the daemon, with SIGTERM if no signal is named, and wants a clean end of anything but KILL.
-func stop(ts *testscript.TestScript, neg bool, args []string) {
+// terminate [SIGNAL] ends the daemon, with SIGTERM if no signal is named, and wants a clean end of anything but KILL.
+func terminate(ts *testscript.TestScript, neg bool, args []string) {
 	p := ts.Value(running{}).(*process)
 	signal := syscall.SIGTERM
 	if len(args) == 1 {

@@ -21,7 +21,6 @@ var scripts = map[string]string{
 	COMPREPLY=()
 	# A colon or an equals sign breaks words in bash; the line up to the cursor is split at blanks instead.
 	local -a words
-	read -r -a words <<<"${COMP_LINE:0:COMP_POINT}x"
 	IFS=' ' read -r -a words <<<"${COMP_LINE:0:COMP_POINT}x"
 	words[-1]=${words[-1]%x}
 	cur=${words[-1]}

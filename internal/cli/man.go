@@ -23,10 +23,7 @@ func (c manCommand) Run(t *terminal) error {
 	for _, node := range pages {
 		var page strings.Builder
 		writePage(&page, node, t.version)
-		file := filepath.Join(c.Dir, strings.ReplaceAll(node.Path(), " ", "-")+".1")
-		if node == t.model.Node {
-			file = filepath.Join(c.Dir, "varve.1")
-		}
+		file := filepath.Join(c.Dir, strings.ReplaceAll(node.FullPath(), " ", "-")+".1")
 		if err := os.WriteFile(file, []byte(page.String()), 0o644); err != nil {
 			return err
 		}
@@ -44,10 +41,7 @@ func roff(s string) string {
 }
 
 func writePage(w io.Writer, node *kong.Node, version string) {
-	name := "varve"
-	if node.Parent != nil {
-		name = node.FullPath()
-	}
+	name := node.FullPath()
 	help := strings.TrimSuffix(node.Help, ".")
 	if first, _, ok := strings.Cut(help, "\n"); ok {
 		help = first
