@@ -55,6 +55,8 @@ var codes = []struct {
 	{ErrStopping, contract.CodeFailed, ""},
 	{image.ErrInUse, contract.CodeRefused, "stop the program that uses it, or import a copy"},
 	{image.ErrNeedsCheck, contract.CodeFailed, "have it checked first: qemu-img check -r all FILE"},
+	{syscall.EROFS, contract.CodeFailed, "the file system is mounted read-only: name a directory on another one"},
+	{fs.ErrPermission, contract.CodeFailed, "the daemon's user must be allowed to do that: change the mode or owner, or name another place"},
 	{fs.ErrNotExist, contract.CodeNotFound, ""},
 	{fs.ErrExist, contract.CodeRefused, "choose another name, or replace it with --force"},
 	{context.Canceled, contract.CodeFailed, ""},

@@ -64,7 +64,7 @@ func (d *Daemon) Status() contract.Status {
 	}
 	slices.Sort(s.Problems)
 	if s.Pool.FreeBytes < lowSpace {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("%d MiB are free where the pool lies; when it is full, writes fail", s.Pool.FreeBytes>>20))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("less than 1 GiB is free where the pool lies (%d KiB); when it is full, writes fail", s.Pool.FreeBytes>>10))
 	}
 	if old := d.oldSnapshots(); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
