@@ -1,0 +1,262 @@
+package format_test
+
+import (
+	"fmt"
+	"io/fs"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// The catalogue's image, and below it the operations: only the keys that content depends on, and names.
+type image struct {
+	LastEpoch uint64        `cbor:"1,keyasint"`
+	Volumes   []imageVolume `cbor:"4,keyasint"`
+	States    []imageState  `cbor:"5,keyasint"`
+}
+
+type imageVolume struct {
+	Number uint64 `cbor:"1,keyasint"`
+	UUID   []byte `cbor:"2,keyasint"`
+	Name   string `cbor:"3,keyasint"`
+	Head   uint64 `cbor:"8,keyasint"`
+}
+
+type imageState struct {
+	ID     uint64     `cbor:"1,keyasint"`
+	Kind   uint       `cbor:"2,keyasint"`
+	Volume uint64     `cbor:"3,keyasint"`
+	Parent uint64     `cbor:"4,keyasint"`
+	Epoch  uint64     `cbor:"5,keyasint"`
+	Size   int64      `cbor:"6,keyasint"`
+	Root   *imageRoot `cbor:"7,keyasint"`
+	Name   string     `cbor:"9,keyasint"`
+}
+
+type imageRoot struct {
+	Address   uint64 `cbor:"1,keyasint"`
+	Length    uint32 `cbor:"2,keyasint"`
+	CRC       uint32 `cbor:"3,keyasint"`
+	Mapped    uint64 `cbor:"5,keyasint"`
+	Tombstone bool   `cbor:"6,keyasint"`
+}
+
+type operation struct {
+	Create *struct {
+		Number uint64 `cbor:"1,keyasint"`
+		UUID   []byte `cbor:"2,keyasint"`
+		Name   string `cbor:"3,keyasint"`
+		Size   int64  `cbor:"4,keyasint"`
+		Head   uint64 `cbor:"7,keyasint"`
+		From   uint64 `cbor:"8,keyasint"`
+	} `cbor:"1,keyasint"`
+	Set *struct {
+		Number uint64 `cbor:"1,keyasint"`
+		Name   string `cbor:"2,keyasint"`
+	} `cbor:"2,keyasint"`
+	Resize *struct {
+		Number uint64 `cbor:"1,keyasint"`
+		Size   int64  `cbor:"2,keyasint"`
+	} `cbor:"3,keyasint"`
+	Delete *struct {
+		Number uint64 `cbor:"1,keyasint"`
+	} `cbor:"4,keyasint"`
+	Snapshots *struct {
+		Name string `cbor:"1,keyasint"`
+		Of   []struct {
+			Volume uint64 `cbor:"1,keyasint"`
+			ID     uint64 `cbor:"2,keyasint"`
+			UUID   []byte `cbor:"3,keyasint"`
+		} `cbor:"6,keyasint"`
+	} `cbor:"5,keyasint"`
+	DeleteSnapshots *struct {
+		IDs []uint64 `cbor:"1,keyasint"`
+	} `cbor:"6,keyasint"`
+	Protect  map[int]any `cbor:"7,keyasint"`
+	Rollback *struct {
+		Volume   uint64 `cbor:"1,keyasint"`
+		To       uint64 `cbor:"2,keyasint"`
+		KeptID   uint64 `cbor:"3,keyasint"`
+		KeptName string `cbor:"5,keyasint"`
+	} `cbor:"8,keyasint"`
+}
+
+// state is a state with its map.
+type state struct {
+	imageState
+	blocks blockMap
+}
+
+// contents is the fold over the log.
+type contents struct {
+	*files
+	lastEpoch uint64
+	volumes   map[uint64]*imageVolume
+	states    map[uint64]*state
+	replayed  int
+}
+
+// readPool reconstructs what a pool holds from its files alone.
+func readPool(dir fs.FS) (*contents, error) {
+	f, err := readFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &contents{files: f, volumes: map[uint64]*imageVolume{}, states: map[uint64]*state{}}
+	if err := c.readImage(); err != nil {
+		return nil, fmt.Errorf("catalogue image: %w", err)
+	}
+	todo, err := f.batches()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range todo {
+		for _, e := range b.entries {
+			if err := c.replay(e); err != nil {
+				return nil, fmt.Errorf("batch %d: %w", b.seq, err)
+			}
+		}
+	}
+	c.replayed = len(todo)
+	return c, nil
+}
+
+func (c *contents) readImage() error {
+	if len(c.super.chunks) == 0 {
+		return nil
+	}
+	var raw []byte
+	for _, p := range c.super.chunks {
+		raw = append(raw, c.at(p)...)
+	}
+	if uint64(len(raw)) != c.super.catalogueBytes {
+		return fmt.Errorf("%d bytes of %d", len(raw), c.super.catalogueBytes)
+	}
+	var im image
+	if err := cbor.Unmarshal(raw, &im); err != nil {
+		return err
+	}
+	c.lastEpoch = im.LastEpoch
+	for _, v := range im.Volumes {
+		if len(v.UUID) != 16 {
+			return fmt.Errorf("UUID of %d bytes", len(v.UUID))
+		}
+		c.volumes[v.Number] = &v
+	}
+	for _, s := range im.States {
+		c.states[s.ID] = &state{s, blockMap{}}
+		if s.Root == nil {
+			continue
+		}
+		if err := c.readMap(c.states[s.ID].blocks, pointer{s.Root.Address, s.Root.Length, s.Root.CRC}, 4, 0); err != nil {
+			return fmt.Errorf("state %d: %w", s.ID, err)
+		}
+		if n := uint64(len(c.states[s.ID].blocks)); n != s.Root.Mapped {
+			return fmt.Errorf("state %d maps %d blocks and says %d", s.ID, n, s.Root.Mapped)
+		}
+	}
+	return nil
+}
+
+func (c *contents) head(volume uint64) *state { return c.states[c.volumes[volume].Head] }
+
+func (c *contents) replay(e entry) error {
+	switch e.kind {
+	case 1, 2:
+		if c.volumes[e.volume] == nil {
+			return fmt.Errorf("entry of volume %d, which is not there", e.volume)
+		}
+		m := c.head(e.volume).blocks
+		for lba := range m {
+			if e.kind == 2 && lba >= e.lba && lba-e.lba < e.count {
+				delete(m, lba)
+			}
+		}
+		for i, crc := range e.crcs {
+			m[e.lba+uint64(i)] = place{e.address + uint64(i)*64, crc}
+		}
+	case 3:
+		var op operation
+		if err := cbor.Unmarshal(e.content, &op); err != nil {
+			return err
+		}
+		return c.apply(&op)
+	case 5:
+		if _, err := readSlot(e.content); err != nil {
+			return fmt.Errorf("checkpoint record: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *contents) apply(op *operation) error {
+	switch {
+	case op.Create != nil:
+		o := op.Create
+		c.lastEpoch++
+		head := &state{imageState{ID: o.Head, Kind: 1, Volume: o.Number, Parent: o.From, Epoch: c.lastEpoch, Size: o.Size}, blockMap{}}
+		if o.From != 0 {
+			head.blocks = c.states[o.From].blocks.clone()
+		}
+		c.volumes[o.Number] = &imageVolume{Number: o.Number, UUID: o.UUID, Name: o.Name, Head: o.Head}
+		c.states[o.Head] = head
+	case op.Set != nil:
+		c.volumes[op.Set.Number].Name = op.Set.Name
+	case op.Resize != nil:
+		c.head(op.Resize.Number).Size = op.Resize.Size
+	case op.Delete != nil:
+		head := c.head(op.Delete.Number)
+		delete(c.states, head.ID)
+		delete(c.volumes, op.Delete.Number)
+		c.dissolve(head.Parent)
+	case op.Snapshots != nil:
+		for _, n := range op.Snapshots.Of {
+			c.freeze(n.Volume, n.ID, op.Snapshots.Name)
+		}
+		c.lastEpoch++
+		for _, n := range op.Snapshots.Of {
+			c.head(n.Volume).Epoch = c.lastEpoch
+		}
+	case op.DeleteSnapshots != nil:
+		for _, id := range op.DeleteSnapshots.IDs {
+			c.states[id].Kind = 3
+			c.dissolve(id)
+		}
+	case op.Protect != nil:
+	case op.Rollback != nil:
+		o := op.Rollback
+		c.freeze(o.Volume, o.KeptID, o.KeptName)
+		c.lastEpoch++
+		head, to := c.head(o.Volume), c.states[o.To]
+		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, to.ID, to.blocks.clone()
+	default:
+		return fmt.Errorf("operation of an unknown kind")
+	}
+	return nil
+}
+
+// freeze puts a snapshot between a volume's head and the head's parent.
+func (c *contents) freeze(volume, id uint64, name string) {
+	head := c.head(volume)
+	c.states[id] = &state{imageState{
+		ID: id, Kind: 2, Volume: volume, Parent: head.Parent, Epoch: head.Epoch, Size: head.Size, Name: name,
+	}, head.blocks.clone()}
+	head.Parent = id
+}
+
+func (c *contents) dissolve(id uint64) {
+	for s := c.states[id]; s != nil && s.Kind == 3; s = c.states[s.Parent] {
+		var children []*state
+		for _, k := range c.states {
+			if k.Parent == s.ID {
+				children = append(children, k)
+			}
+		}
+		if len(children) > 1 {
+			return
+		}
+		for _, k := range children {
+			k.Parent = s.Parent
+		}
+		delete(c.states, s.ID)
+	}
+}

@@ -1,0 +1,327 @@
+package format_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"varve/internal/block"
+	"varve/internal/pool"
+	"varve/internal/vfs"
+	"varve/internal/vfs/crashfs"
+)
+
+var ctx = context.Background()
+
+const volumeBytes = 3<<20 + 512
+
+// writer does things to a pool that put every structure of the format into its files.
+type writer struct {
+	t    *testing.T
+	opts pool.Options
+	p    *pool.Pool
+	rnd  *rand.Rand
+}
+
+func newWriter(t *testing.T, fsys vfs.FS, dir string, seed uint64) *writer {
+	t.Helper()
+	now := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	w := &writer{t: t, rnd: rand.New(rand.NewPCG(seed, 0)), opts: pool.Options{
+		FS: fsys, Dir: dir, Manual: true, SegmentBytes: 1 << 20, MapCacheBytes: 1 << 20,
+		Clock: func() time.Time { now = now.Add(time.Second); return now },
+	}}
+	if err := pool.Create(ctx, w.opts); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	return w
+}
+
+func (w *writer) open() {
+	w.t.Helper()
+	p, err := pool.Open(ctx, w.opts)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.p = p
+	w.t.Cleanup(func() { _ = p.Close(ctx) }) // again where the test has closed it, which does nothing
+}
+
+func (w *writer) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *writer) create(name string, size int64) {
+	w.t.Helper()
+	_, err := w.p.CreateVolume(ctx, pool.VolumeSpec{Name: name, SizeBytes: size, Labels: map[string]string{"of": name}})
+	w.must(err)
+}
+
+func (w *writer) snapshot(name string, volumes ...string) {
+	w.t.Helper()
+	_, _, err := w.p.CreateSnapshot(ctx, volumes, pool.SnapshotSpec{Name: name, KeepFor: time.Hour})
+	w.must(err)
+}
+
+func (w *writer) submit(volume string, kind block.OpKind, off, n int64) {
+	w.t.Helper()
+	dev, err := w.p.OpenVolume(volume)
+	w.must(err)
+	op := &block.Op{Kind: kind, Offset: off, Length: n}
+	if kind == block.OpWrite {
+		op.Data = make([]byte, n)
+		for i := range op.Data {
+			op.Data[i] = byte(w.rnd.Uint32())
+		}
+	}
+	dev.Submit(ctx, []*block.Op{op})
+	w.must(errors.Join(op.Err, dev.Close()))
+}
+
+func (w *writer) flush(volume string) {
+	w.t.Helper()
+	dev, err := w.p.OpenVolume(volume)
+	w.must(err)
+	w.must(errors.Join(dev.Flush(ctx), dev.Close()))
+}
+
+// scribble changes a volume in n ways: mostly unaligned writes, some zeroes and discards.
+func (w *writer) scribble(volume string, n int) {
+	w.t.Helper()
+	info, err := w.p.Volume(volume)
+	w.must(err)
+	kinds := []block.OpKind{block.OpWrite, block.OpWrite, block.OpWrite, block.OpZero, block.OpZeroAllocated, block.OpDiscard}
+	for range n {
+		off := w.rnd.Int64N(info.SizeBytes)
+		length := min([]int64{1, 700, 4096, 9000, 100000}[w.rnd.IntN(5)], info.SizeBytes-off)
+		w.submit(volume, kinds[w.rnd.IntN(len(kinds))], off, length)
+	}
+}
+
+// story leaves a pool with volumes, group snapshots, a rollback, clones, hidden states,
+// tombstones and differences, partly behind the last checkpoint.
+func (w *writer) story() {
+	w.t.Helper()
+	w.create("a", volumeBytes)
+	w.create("b", volumeBytes)
+	w.submit("a", block.OpWrite, 0, volumeBytes)
+	w.scribble("b", 20)
+	w.snapshot("s1", "a", "b")
+	w.submit("a", block.OpDiscard, 0, 1<<20) // fills an inner slot
+	w.scribble("a", 5)
+	w.must(w.p.Checkpoint(ctx))
+	for range 3 { // few changes of a full leaf become differences
+		w.submit("a", block.OpWrite, 2<<20+4096*w.rnd.Int64N(100), 4096)
+		w.submit("a", block.OpDiscard, 2<<20+4096*w.rnd.Int64N(100), 4096)
+		w.must(w.p.Checkpoint(ctx))
+	}
+	w.snapshot("s2", "a")
+	w.scribble("a", 5)
+	_, _, err := w.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "a", Name: "s1"}, pool.VolumeSpec{Name: "clone"})
+	w.must(err)
+	w.scribble("clone", 10)
+	_, _, err = w.p.Rollback(ctx, pool.SnapshotRef{Volume: "a", Name: "s1"})
+	w.must(err)
+	w.scribble("a", 5)
+	w.must(w.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "a", Name: "s1"}})) // stays, hidden
+	w.must(w.p.Checkpoint(ctx))
+	w.snapshot("s3", "a", "b", "clone")
+	w.must(w.p.ProtectSnapshot(ctx, pool.SnapshotRef{Volume: "b", Name: "s3"}, true))
+	w.must(w.p.RenameVolume(ctx, "b", "beta"))
+	w.must(w.p.ResizeVolume(ctx, "beta", 1<<20+512, true))
+	w.must(w.p.ResizeVolume(ctx, "beta", 2<<20, false))
+	w.create("short", 8192)
+	w.submit("short", block.OpWrite, 100, 5000)
+	w.must(w.p.DeleteVolume(ctx, "short"))
+	w.scribble("beta", 5)
+	w.scribble("clone", 5)
+	w.must(w.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "a", Name: "s2"}}))
+	w.flush("a")
+}
+
+// compare fails unless the reader and the pool have the same volumes, snapshots, lineage and bytes.
+func compare(t *testing.T, c *contents, p *pool.Pool) {
+	t.Helper()
+	read := map[string]*state{}
+	name := func(s *state) string {
+		v := c.volumes[s.Volume]
+		if s.Kind == 1 {
+			return v.Name
+		}
+		return v.Name + "@" + s.Name
+	}
+	for _, s := range c.states {
+		if s.Kind != 3 {
+			read[name(s)] = s
+		}
+	}
+	check := func(what, parent string, dev block.Device, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = dev.Close() }()
+		s := read[what]
+		if s == nil {
+			t.Fatalf("the reader does not know %s", what)
+		}
+		delete(read, what)
+		want := make([]byte, dev.SizeBytes())
+		if err := dev.ReadAt(ctx, want, 0); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.content(s.blocks, s.Size)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, and the pool has %d others", what, len(got), len(want))
+		}
+		up := c.states[s.Parent]
+		for up != nil && up.Kind == 3 {
+			up = c.states[up.Parent]
+		}
+		if (up == nil) != (parent == "") || (up != nil && name(up) != parent) {
+			t.Errorf("%s descends from %v, and in the pool from %q", what, up, parent)
+		}
+	}
+	for _, v := range p.Volumes() {
+		dev, err := p.OpenVolume(v.Name)
+		parent := v.Parent
+		if parent != "" {
+			parent = v.Name + "@" + parent
+		} else if s := read[v.Name]; s != nil && c.states[s.Parent] != nil && c.states[s.Parent].Kind == 2 {
+			parent = name(c.states[s.Parent]) // of another volume, which VolumeInfo leaves out
+		}
+		check(v.Name, parent, dev, err)
+	}
+	snaps, err := p.Snapshots("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range snaps {
+		ref := pool.SnapshotRef{Volume: s.Volume, Name: s.Name}
+		dev, err := p.OpenSnapshot(ref)
+		check(ref.String(), s.Parent, dev, err)
+	}
+	for what := range read {
+		t.Errorf("the reader found %s, and the pool does not have it", what)
+	}
+}
+
+// TestReaderFindsWhatAnOpenPoolHolds reads the files of a pool that is still open, where
+// a part of the log must be replayed, and again when it was closed and opened more than once.
+func TestReaderFindsWhatAnOpenPoolHolds(t *testing.T) {
+	dir := path.Join(t.TempDir(), "pool")
+	w := newWriter(t, vfs.OS(), dir, 1)
+	w.story()
+	c, err := readPool(os.DirFS(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, c, w.p)
+	if c.replayed < 20 {
+		t.Errorf("only %d batches lay behind the checkpoint", c.replayed)
+	}
+	if n := c.differences; n == 0 {
+		t.Error("no map node was a difference")
+	}
+	w.must(w.p.Close(ctx))
+	for range 2 {
+		if c, err = readPool(os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		w.open()
+		compare(t, c, w.p)
+		w.must(w.p.Close(ctx))
+	}
+}
+
+// TestReaderAgreesWithRecovery cuts the power in the middle of writing, with any part of
+// what was not synced on the disk, and compares what the reader makes of that with what
+// opening the pool does: the end of the log must be the same for both.
+func TestReaderAgreesWithRecovery(t *testing.T) {
+	fsys := crashfs.New()
+	w := newWriter(t, fsys, "/pool", 2)
+	w.story()
+	ends := map[int]bool{}
+	for seed := range uint64(30) {
+		w.scribble("a", 2)
+		w.scribble("beta", 2)
+		if seed%10 == 5 {
+			w.must(w.p.Checkpoint(ctx))
+		}
+		image := fsys.CrashImage(crashfs.Random(seed))
+		for range 2 { // the second time behind a tail that was cut off, and may be back
+			c, err := readPool(copyOf(t, image, "/pool"))
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			opts := w.opts
+			opts.FS = image
+			p, err := pool.Open(ctx, opts)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			compare(t, c, p)
+			ends[c.replayed] = true
+			next := image.CrashImage(crashfs.Random(seed + 1000))
+			if err := p.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			image = next
+		}
+		if t.Failed() {
+			t.Fatalf("with seed %d", seed)
+		}
+	}
+	if len(ends) < 10 {
+		t.Errorf("the log ended in only %d places", len(ends))
+	}
+}
+
+// copyOf returns a directory as an fs.FS.
+func copyOf(t *testing.T, fsys vfs.FS, dir string) fs.FS {
+	t.Helper()
+	out := fstest.MapFS{}
+	var add func(dir, prefix string)
+	add = func(dir, prefix string) {
+		names, err := fsys.List(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range names {
+			info, err := fsys.Stat(path.Join(dir, n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.IsDir() {
+				add(path.Join(dir, n), prefix+n+"/")
+				continue
+			}
+			f, err := fsys.OpenReadOnly(path.Join(dir, n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, info.Size())
+			if got, err := f.ReadAt(b, 0); got < len(b) {
+				t.Fatal(fmt.Errorf("read %s: %w", n, err))
+			}
+			_ = f.Close() // only read
+			out[prefix+n] = &fstest.MapFile{Data: b}
+		}
+	}
+	add(dir, "")
+	return out
+}

@@ -1,0 +1,112 @@
+package format_test
+
+import (
+	"fmt"
+	"maps"
+)
+
+// place is where a block lies and what its checksum is.
+type place struct {
+	address uint64
+	crc     uint32
+}
+
+// blockMap has the mapped blocks of a state, by LBA.
+type blockMap map[uint64]place
+
+// slotContent is what a slot of a node holds: for a leaf a place, for an inner node a child.
+// The zero pointer is a tombstone.
+type slotContent struct{ p pointer }
+
+// readNode returns the slots of a node, with those of its base if it is a difference.
+func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[int]slotContent, error) {
+	b := f.at(p)
+	if len(b) < 40 || le.Uint32(b) != 0x444F4E56 || int(b[4]) != level || le.Uint64(b[8:]) != first {
+		return nil, fmt.Errorf("node %x at level %d, block %d", p.address, level, first)
+	}
+	slots := map[int]slotContent{}
+	if b[5]&1 != 0 {
+		if isBase {
+			return nil, fmt.Errorf("base %x is a difference", p.address)
+		}
+		base, err := f.readNode(pointerAt(b[24:]), level, first, true)
+		if err != nil {
+			return nil, err
+		}
+		slots = base
+		f.differences++
+	}
+	records, b := int(le.Uint16(b[6:])), b[40:]
+	for range records {
+		slot := int(b[0])
+		if level == 0 {
+			count, kind, address := int(b[1])+1, b[2], le.Uint64(b[12:])
+			b = b[20:]
+			for i := range count {
+				switch kind {
+				case 1:
+					slots[slot+i] = slotContent{pointer{address + uint64(i)*64, blockBytes, le.Uint32(b)}}
+					b = b[4:]
+				case 2:
+					slots[slot+i] = slotContent{}
+				case 3:
+					delete(slots, slot+i)
+				default:
+					return nil, fmt.Errorf("run of kind %d", kind)
+				}
+			}
+			continue
+		}
+		switch b[1] {
+		case 1:
+			slots[slot] = slotContent{pointer{le.Uint64(b[8:]), le.Uint32(b[4:]), le.Uint32(b[32:])}}
+		case 2:
+			slots[slot] = slotContent{}
+		case 3:
+			delete(slots, slot)
+		default:
+			return nil, fmt.Errorf("slot of kind %d", b[1])
+		}
+		b = b[40:]
+	}
+	if len(b) != 0 {
+		return nil, fmt.Errorf("%d bytes behind the records of node %x", len(b), p.address)
+	}
+	return slots, nil
+}
+
+// readMap adds the mapped blocks below a node to m.
+func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
+	if p.address == 0 {
+		return nil
+	}
+	slots, err := f.readNode(p, level, first, false)
+	if err != nil {
+		return err
+	}
+	for i, s := range slots {
+		if level == 0 {
+			if s.p.address != 0 {
+				m[first+uint64(i)] = place{s.p.address, s.p.crc}
+			}
+		} else if err := f.readMap(m, s.p, level-1, first+uint64(i)<<(8+7*(level-1))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m blockMap) clone() blockMap { return maps.Clone(m) }
+
+// content returns the bytes of a state of that size.
+func (f *files) content(m blockMap, size int64) ([]byte, error) {
+	out := make([]byte, (size+blockBytes-1)/blockBytes*blockBytes)
+	for lba, p := range m {
+		b := f.at(pointer{p.address, blockBytes, p.crc})
+		if b == nil || lba >= uint64(len(out)/blockBytes) {
+			return nil, fmt.Errorf("block %d at %x", lba, p.address)
+		}
+		copy(out[lba*blockBytes:], b)
+	}
+	return out[:size], nil
+}
