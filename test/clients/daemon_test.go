@@ -177,11 +177,19 @@ func (d *daemon) connect(export string) *client.Client {
 
 // write stores p at off.
 func write(c *client.Client, p []byte, off int64) error {
+	return submit(c, []*block.Op{{Kind: block.OpWrite, Offset: off, Length: int64(len(p)), Data: p}})
+}
+
+// submit performs ops and returns the errors of those that failed.
+func submit(c *client.Client, ops []*block.Op) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	op := &block.Op{Kind: block.OpWrite, Offset: off, Length: int64(len(p)), Data: p}
-	c.Submit(ctx, []*block.Op{op})
-	return op.Err
+	c.Submit(ctx, ops)
+	var errs []error
+	for _, op := range ops {
+		errs = append(errs, op.Err)
+	}
+	return errors.Join(errs...)
 }
 
 // read returns length bytes at off.

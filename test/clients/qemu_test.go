@@ -156,6 +156,9 @@ func TestQEMUReadsWhatItWrote(t *testing.T) {
 	)
 	d.varve("snapshot", "create", "web", "--name", "one")
 	io("web", "discard 0 16M", "read -P 0 0 16M")
+	if v := ask[contract.Volume](d, "volume", "show", "web"); v.MappedBytes != 0 {
+		t.Errorf("all is discarded, and %d bytes are mapped", v.MappedBytes)
+	}
 	io("web@empty", "read -P 0 0 16M")
 	io("web@one",
 		"read -P 0x11 0 512", "read -P 0x22 512 513", "read -P 0x33 2M 128k", "read -P 0 512k 256k",
