@@ -176,15 +176,11 @@ func TestDeadReader(t *testing.T) {
 		}
 	}()
 	for served := 0; ; served++ {
-		start := time.Now()
 		other.readBack(uint64(served%1000)*4096, 4096, 0)
-		if took := time.Since(start); took > 400*time.Millisecond {
-			t.Errorf("the other client waited %v", took)
-		}
 		select {
 		case <-session.Done():
-			if served == 0 {
-				t.Error("the other client was never served")
+			if served < 10 {
+				t.Errorf("the other client was served %d times only", served)
 			}
 			// Two of the longest reads fill the budget, the third waits for room.
 			if n := session.Stats().ReadRequests; n > 3 {
