@@ -3,6 +3,7 @@ package format_test
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -166,10 +167,8 @@ func (c *contents) replay(e entry) error {
 			return fmt.Errorf("entry of volume %d, which is not there", e.volume)
 		}
 		m := c.head(e.volume).blocks
-		for lba := range m {
-			if e.kind == 2 && lba >= e.lba && lba-e.lba < e.count {
-				delete(m, lba)
-			}
+		if e.kind == 2 {
+			maps.DeleteFunc(m, func(lba uint64, _ place) bool { return lba >= e.lba && lba-e.lba < e.count })
 		}
 		for i, crc := range e.crcs {
 			m[e.lba+uint64(i)] = place{e.address + uint64(i)*64, crc}
