@@ -3,6 +3,8 @@ package nbd
 import (
 	"encoding/binary"
 	"errors"
+	"strings"
+	"unicode/utf8"
 )
 
 // Lengths of headers in bytes.
@@ -116,13 +118,5 @@ func PutSimpleReply(b []byte, errno Errno, cookie uint64) {
 // ValidString tells whether s may travel as a string: at most MaxString bytes of
 // UTF-8 without NUL.
 func ValidString(s string) bool {
-	if len(s) > MaxString {
-		return false
-	}
-	for _, r := range s {
-		if r == 0 || r == '\uFFFD' {
-			return false
-		}
-	}
-	return true
+	return len(s) <= MaxString && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 }
