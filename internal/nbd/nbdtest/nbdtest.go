@@ -184,7 +184,9 @@ func Try(t testing.TB, debianPackage, program string, args ...string) (string, e
 	path := Program(t, debianPackage, program)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir = t.TempDir() // fio leaves files where it runs
+	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
