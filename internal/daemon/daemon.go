@@ -131,12 +131,17 @@ func (d *Daemon) openPool(ctx context.Context, c Config) error {
 				return fmt.Errorf("open %s: it holds %s and no pool: %w", d.dir, e.Name(), ErrForeign)
 			}
 		}
+	}
+	d.pool, err = pool.Open(ctx, options)
+	if errors.Is(err, pool.ErrNotPool) {
+		// There is nothing yet, or what a creation left that was cut short; Create refuses anything else.
 		if err := pool.Create(ctx, options); err != nil {
 			return err
 		}
 		d.log.Info("made a new pool", "dir", d.poolDir)
+		d.pool, err = pool.Open(ctx, options)
 	}
-	if d.pool, err = pool.Open(ctx, options); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := d.dropLeftovers(); err != nil {
