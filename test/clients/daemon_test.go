@@ -37,22 +37,15 @@ func serve(t *testing.T, data string, flags ...string) *daemon {
 	t.Helper()
 	beside := scratch(t)
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(beside, "notify"), Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ready.Close()
+	must(t, err, "listen for the daemon")
 	d := &daemon{t: t, data: data, log: filepath.Join(beside, "log"), ended: make(chan struct{})}
 	log, err := os.Create(d.log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err, "make the daemon's log")
 	defer log.Close()
 	d.cmd = command(context.Background(), program, append([]string{"serve", "--data", data}, flags...)...)
 	d.cmd.Env = append(os.Environ(), quickExit, "NOTIFY_SOCKET="+filepath.Join(beside, "notify"))
 	d.cmd.Stderr = log
-	if err := d.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, d.cmd.Start(), "start the daemon")
 	go func() {
 		d.err = d.cmd.Wait()
 		ready.Close()
@@ -144,15 +137,10 @@ func wantRefusal(t *testing.T, o outcome, status int, words string) {
 	}
 }
 
-// recovered tells whether the daemon had to replay its log when it started.
-func (d *daemon) recovered() bool {
+// checkpoints counts those of the pool since it was made.
+func (d *daemon) checkpoints() uint64 {
 	d.t.Helper()
-	for _, e := range ask[contract.Status](d, "status").Events {
-		if e.Kind == "recovered" {
-			return true
-		}
-	}
-	return false
+	return ask[contract.Pool](d, "pool", "show").Checkpoints
 }
 
 func (d *daemon) socket() string { return filepath.Join(d.data, "nbd.sock") }

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	killedBlocks    = 2048
+	killedBlocks    = 1024
 	keptSnapshots   = 5
 	roundsToBeKill  = 40 // at most so many rounds until the kill
 	roundsBetween   = 4  // a flush follows each so many rounds
@@ -86,8 +86,7 @@ func (k *killing) untilKilled(d *daemon, random *rand.Rand) {
 		if n == killAt {
 			others.Go(d.kill)
 		}
-		r := round{}
-		perform := submitRound(r, connections, random, &k.last, killedBlocks/zoneBlocks)
+		r, perform := newRound(random, killedBlocks, &k.last, connections)
 		k.mu.Lock()
 		k.rounds = append(k.rounds, r)
 		k.mu.Unlock()

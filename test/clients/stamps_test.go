@@ -1,10 +1,10 @@
 package clients
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -17,17 +17,22 @@ import (
 // stamp is when a block was written: a number that counts up. 0 is a block of zeros.
 type stamp uint64
 
-// fill makes p, blocks from lba on, tell where it is and when it was written; every byte of it matters.
+// fill makes p, blocks from lba on, tell where each sector of it is and when it was written.
 func fill(p []byte, lba int64, s stamp) {
 	if s == 0 {
 		clear(p)
 		return
 	}
-	for ; len(p) > 0; p, lba = p[block.Size:], lba+1 {
-		binary.LittleEndian.PutUint64(p, uint64(s))
+	var sector [block.SectorSize]byte
+	for ; len(p) > 0; lba++ {
 		random := rand.NewPCG(uint64(s), uint64(lba))
-		for i := 8; i < block.Size; i += 8 {
-			binary.LittleEndian.PutUint64(p[i:], random.Uint64())
+		for i := 16; i < len(sector); i += 8 {
+			binary.LittleEndian.PutUint64(sector[i:], random.Uint64())
+		}
+		binary.LittleEndian.PutUint64(sector[:], uint64(s))
+		for i := range block.Size / len(sector) {
+			binary.LittleEndian.PutUint64(sector[8:], uint64(i))
+			p = p[copy(p, sector[:]):]
 		}
 	}
 }
@@ -37,7 +42,7 @@ func stamped(p []byte, lba int64) (stamp, error) {
 	s := stamp(binary.LittleEndian.Uint64(p))
 	want := make([]byte, block.Size)
 	fill(want, lba, s)
-	if !slices.Equal(p, want) {
+	if !bytes.Equal(p, want) {
 		return 0, fmt.Errorf("block %d is not what any write made it: %x...", lba, p[:32])
 	}
 	return s, nil
@@ -65,12 +70,14 @@ func readImage(c *client.Client) (image, error) {
 type round map[int64]stamp // by LBA
 
 // zoneBlocks is how a round keeps its writes apart: each is in a zone of its own.
-const zoneBlocks = 64
+const zoneBlocks = 32
 
-// submitRound performs a round through several connections at once. Most are writes, some clear blocks.
-func submitRound(r round, connections []*client.Client, random *rand.Rand, last *stamp, zones int64) (perform func() error) {
+// newRound makes up a round for a disk of so many blocks, after stamp last, which it
+// moves on: perform submits it, through several connections at once. Most are writes, some clear blocks.
+func newRound(random *rand.Rand, blocks int, last *stamp, connections []*client.Client) (r round, perform func() error) {
+	r = round{}
 	batches := make([][]*block.Op, len(connections))
-	for i, zone := range random.Perm(int(zones))[:min(int(zones), 8)] {
+	for i, zone := range random.Perm(blocks / zoneBlocks)[:8] {
 		length := 1 + random.Int64N(16)
 		lba := int64(zone)*zoneBlocks + random.Int64N(zoneBlocks-length)
 		*last++
@@ -90,7 +97,7 @@ func submitRound(r round, connections []*client.Client, random *rand.Rand, last 
 		}
 		batches[i%len(batches)] = append(batches[i%len(batches)], op)
 	}
-	return func() error {
+	return r, func() error {
 		errs := make([]error, len(connections))
 		var all sync.WaitGroup
 		for i, c := range connections {
@@ -157,15 +164,4 @@ func TestPrefixFindsLostAndReorderedWrites(t *testing.T) {
 			t.Errorf("%v from %d to %d: %v", c.got, c.atLeast, c.above, err)
 		}
 	}
-}
-
-// apply returns the image after rounds.
-func (m image) apply(rounds ...round) image {
-	out := slices.Clone(m)
-	for _, r := range rounds {
-		for lba, s := range maps.All(r) {
-			out[lba] = s
-		}
-	}
-	return out
 }
