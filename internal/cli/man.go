@@ -50,7 +50,7 @@ func writePage(w io.Writer, node *kong.Node, version string) {
 	fmt.Fprintf(w, ".SH NAME\n%s \\- %s\n", roff(strings.ReplaceAll(name, " ", "-")), roff(help))
 	fmt.Fprintf(w, ".SH SYNOPSIS\n.B %s\n", roff(name))
 	if node.Parent != nil {
-		fmt.Fprintln(w, roff(strings.TrimPrefix(node.Summary(), node.Path())))
+		fmt.Fprintln(w, roff(strings.TrimSpace(strings.TrimPrefix(node.Summary(), node.Path()))))
 	} else {
 		fmt.Fprintln(w, `\fICOMMAND\fR ...`)
 	}
