@@ -111,12 +111,14 @@ func (c *committer) commit(group []*request) {
 	p := c.pool
 	c.batch, c.sources = c.batch[:0], c.sources[:0]
 	for _, r := range group {
-		if r.err = r.volume.admit(); r.err != nil {
+		var epoch uint64
+		if epoch, r.err = r.volume.admit(); r.err != nil {
 			continue
 		}
 		for i := range r.changes {
 			ch := &r.changes[i]
 			if ch.err = c.settleEdges(r.volume, ch); ch.err == nil {
+				ch.entry.Epoch = epoch
 				c.batch = append(c.batch, ch.entry)
 				c.sources = append(c.sources, &ch.entry)
 			}
@@ -173,12 +175,13 @@ func (p *Pool) exclusively(f func() error) error {
 	return r.err
 }
 
-// admit refuses changes to a volume that is deleted.
-func (v *volume) admit() error {
+// admit returns the epoch that changes are marked with now, and refuses them if the
+// volume is deleted.
+func (v *volume) admit() (epoch uint64, err error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.gone {
-		return fmt.Errorf("volume %q: %w", v.name(), ErrNotFound)
+		return 0, fmt.Errorf("volume %q: %w", v.name(), ErrNotFound)
 	}
-	return nil
+	return v.tree.Epoch(), nil
 }

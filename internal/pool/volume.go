@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -51,9 +52,12 @@ func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 	if e.Kind == seglog.KindClear {
 		return v.tree.Clear(pins, e.LBA, e.Count, v.keep)
 	}
+	if e.Epoch != v.tree.Epoch() {
+		return fmt.Errorf("%w: blocks of epoch %d where the volume is in epoch %d", ErrDamagedLog, e.Epoch, v.tree.Epoch())
+	}
 	v.scratch = v.scratch[:0]
 	for i, crc := range e.CRCs {
-		v.scratch = append(v.scratch, blockmap.Entry{Addr: e.Addr.Plus(int64(i) * block.Size), Epoch: v.tree.Epoch(), CRC: crc})
+		v.scratch = append(v.scratch, blockmap.Entry{Addr: e.Addr.Plus(int64(i) * block.Size), Epoch: e.Epoch, CRC: crc})
 	}
 	return v.tree.Set(pins, e.LBA, v.scratch)
 }

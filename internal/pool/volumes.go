@@ -197,6 +197,10 @@ func (p *Pool) ResizeVolume(_ context.Context, name string, sizeBytes int64, shr
 // cutOff adds the entries that make everything from size on read as zeros, should the
 // volume grow again: also the rest of the block that size lies in.
 func (p *Pool) cutOff(pr *proposal, v *volume, size, old int64) error {
+	epoch, err := v.admit()
+	if err != nil {
+		return err
+	}
 	pr.pins = p.store.NewPins()
 	if in := size % block.Size; in != 0 {
 		lba := uint64(size / block.Size)
@@ -211,7 +215,7 @@ func (p *Pool) cutOff(pr *proposal, v *volume, size, old int64) error {
 			}
 			clear(b[in:])
 			pr.entries = append(pr.entries, seglog.Entry{
-				Kind: seglog.KindData, Volume: v.number, LBA: lba, Count: 1, Payload: [][]byte{b}, CRCs: []uint32{seglog.Checksum(b)},
+				Kind: seglog.KindData, Volume: v.number, LBA: lba, Count: 1, Epoch: epoch, Payload: [][]byte{b}, CRCs: []uint32{seglog.Checksum(b)},
 			})
 		}
 	}

@@ -164,7 +164,7 @@ func (f *files) batchAt(segment, offset uint64) *batch {
 		length, blocks := 8, 0
 		switch e.kind {
 		case 1:
-			blocks, length = int(le.Uint32(rest[4:])), 24
+			blocks, length = int(le.Uint32(rest[4:])), 32
 			e.volume, e.lba, e.count = le.Uint64(rest[8:]), le.Uint64(rest[16:]), uint64(blocks)
 		case 2:
 			e.volume, e.lba, e.count = le.Uint64(rest[8:]), le.Uint64(rest[16:]), le.Uint64(rest[24:])

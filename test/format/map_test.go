@@ -21,7 +21,7 @@ type slotContent struct{ p pointer }
 // readNode returns the slots of a node, with those of its base if it is a difference.
 func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[int]slotContent, error) {
 	b := f.at(p)
-	if len(b) < 40 || le.Uint32(b) != 0x444F4E56 || int(b[4]) != level || le.Uint64(b[8:]) != first {
+	if len(b) < 48 || le.Uint32(b[40:]) != uint32(len(b)) || le.Uint32(b) != 0x444F4E56 || int(b[4]) != level || le.Uint64(b[8:]) != first {
 		return nil, fmt.Errorf("node %x at level %d, block %d", p.address, level, first)
 	}
 	slots := map[int]slotContent{}
@@ -36,7 +36,7 @@ func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[i
 		slots = base
 		f.differences++
 	}
-	records, b := int(le.Uint16(b[6:])), b[40:]
+	records, b := int(le.Uint16(b[6:])), b[48:]
 	for range records {
 		slot := int(b[0])
 		if level == 0 {

@@ -10,7 +10,7 @@ import (
 // docs/format.md, "Map nodes", gives these bytes.
 const (
 	nodeMagic     = 0x444f4e56 // "VNOD"
-	nodeHeaderLen = 40
+	nodeHeaderLen = 48
 	flagDelta     = 1
 
 	runLen  = 20 // and 4 for each checksum
@@ -43,6 +43,7 @@ func (n *node) encode(buf []byte, first uint64, delta bool) []byte {
 	buf = le.AppendUint64(buf, uint64(base.Addr))
 	buf = le.AppendUint32(buf, base.Length)
 	buf = le.AppendUint32(buf, base.CRC)
+	buf = append(buf, 0, 0, 0, 0, 0, 0, 0, 0) // the length follows below
 	records := 0
 	if n.level == 0 {
 		for i := which.next(0); i >= 0; records++ {
@@ -68,6 +69,7 @@ func (n *node) encode(buf []byte, first uint64, delta bool) []byte {
 		}
 	}
 	le.PutUint16(buf[start+6:], uint16(records))
+	le.PutUint32(buf[start+40:], uint32(len(buf)-start))
 	return buf
 }
 
@@ -137,8 +139,8 @@ func decode(p []byte, ptr Ptr, level int, first uint64, base func(Ptr) (*node, e
 	if len(p) < nodeHeaderLen || le.Uint32(p) != nodeMagic {
 		return bad("magic number")
 	}
-	if int(p[4]) != level || le.Uint64(p[8:]) != first {
-		return bad("level or range")
+	if int(p[4]) != level || le.Uint64(p[8:]) != first || le.Uint32(p[40:]) != ptr.Length {
+		return bad("level, range or length")
 	}
 	n := newNode(level, le.Uint64(p[16:]), 0)
 	w := &piece{ptr: ptr}

@@ -56,6 +56,7 @@ type Entry struct {
 	Volume uint64 // Data, Clear: the volume's number
 	LBA    uint64 // Data, Clear: first block
 	Count  uint64 // Clear: blocks; Data and Blob: payload blocks
+	Epoch  uint64 // Data: the volume's, so that a segment alone tells whose its blocks are
 
 	// Payload is what Data and Blob store: Count blocks in all, cut into slices of
 	// whole blocks in any way. Nil when read back.
@@ -81,7 +82,7 @@ func (e *Entry) payloadBlocks() int {
 func (e *Entry) encodedLen() int {
 	switch e.Kind {
 	case KindData:
-		return 24 + 4*int(e.Count)
+		return 32 + 4*int(e.Count)
 	case KindClear:
 		return 32
 	case KindBlob:
@@ -160,8 +161,9 @@ func encodeHeader(buf []byte, h *header, entries []Entry) {
 			le.PutUint32(p[4:], uint32(e.Count))
 			le.PutUint64(p[8:], e.Volume)
 			le.PutUint64(p[16:], e.LBA)
+			le.PutUint64(p[24:], e.Epoch)
 			for j, c := range e.CRCs {
-				le.PutUint32(p[24+4*j:], c)
+				le.PutUint32(p[32+4*j:], c)
 			}
 		case KindClear:
 			le.PutUint64(p[8:], e.Volume)
@@ -235,11 +237,11 @@ func decodeEntries(buf []byte, h *header) ([]Entry, error) {
 		var crcs []byte
 		switch e.Kind {
 		case KindData:
-			if n < 1 || n > MaxPayloadBlocks || len(p) < 24+4*n {
+			if n < 1 || n > MaxPayloadBlocks || len(p) < 32+4*n {
 				return nil, errNotHeader
 			}
-			e.Volume, e.LBA, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), uint64(n)
-			crcs = p[24 : 24+4*n]
+			e.Volume, e.LBA, e.Epoch, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:]), uint64(n)
+			crcs = p[32 : 32+4*n]
 		case KindClear:
 			if len(p) < 32 {
 				return nil, errNotHeader
