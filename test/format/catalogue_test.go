@@ -194,7 +194,7 @@ func (c *contents) apply(op *operation) error {
 		c.lastEpoch++
 		head := &state{imageState{ID: o.Head, Kind: 1, Volume: o.Number, Parent: o.From, Epoch: c.lastEpoch, Size: o.Size}, blockMap{}}
 		if o.From != 0 {
-			head.blocks = c.states[o.From].blocks.clone()
+			head.blocks = maps.Clone(c.states[o.From].blocks)
 		}
 		c.volumes[o.Number] = &imageVolume{Number: o.Number, UUID: o.UUID, Name: o.Name, Head: o.Head}
 		c.states[o.Head] = head
@@ -226,7 +226,7 @@ func (c *contents) apply(op *operation) error {
 		c.freeze(o.Volume, o.KeptID, o.KeptName)
 		c.lastEpoch++
 		head, to := c.head(o.Volume), c.states[o.To]
-		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, to.ID, to.blocks.clone()
+		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, to.ID, maps.Clone(to.blocks)
 	default:
 		return fmt.Errorf("operation of an unknown kind")
 	}
@@ -238,7 +238,7 @@ func (c *contents) freeze(volume, id uint64, name string) {
 	head := c.head(volume)
 	c.states[id] = &state{imageState{
 		ID: id, Kind: 2, Volume: volume, Parent: head.Parent, Epoch: head.Epoch, Size: head.Size, Name: name,
-	}, head.blocks.clone()}
+	}, maps.Clone(head.blocks)}
 	head.Parent = id
 }
 

@@ -168,6 +168,9 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		if s.Kind != 3 {
 			read[name(s)] = s
 		}
+		if up := c.states[s.Parent]; s.Parent != 0 && (up == nil || up.Kind == 1 || up.Epoch >= s.Epoch || s.Epoch > c.lastEpoch) {
+			t.Errorf("state %+v has the parent %+v", s.imageState, up)
+		}
 	}
 	check := func(what, parent string, dev block.Device, err error) {
 		t.Helper()

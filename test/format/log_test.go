@@ -45,7 +45,7 @@ type superblock struct {
 	generation, durable      uint64
 	seq, segment, offset     uint64
 	crc                      uint32
-	catalogueBytes, segBytes uint64
+	catalogueBytes           uint64
 	chunks                   []pointer
 }
 
@@ -57,7 +57,7 @@ func readSlot(b []byte) (superblock, error) {
 		return superblock{}, fmt.Errorf("version %d", v)
 	}
 	s := superblock{
-		pool: [16]byte(b[16:32]), segBytes: le.Uint64(b[40:]), generation: le.Uint64(b[48:]), durable: le.Uint64(b[56:]),
+		pool: [16]byte(b[16:32]), generation: le.Uint64(b[48:]), durable: le.Uint64(b[56:]),
 		seq: le.Uint64(b[64:]), crc: le.Uint32(b[72:]), segment: le.Uint64(b[80:]), offset: le.Uint64(b[88:]),
 		catalogueBytes: le.Uint64(b[96:]),
 	}
@@ -135,8 +135,7 @@ type entry struct {
 type batch struct {
 	seq, durable uint64
 	prev, crc    uint32
-	segment      uint64
-	offset, end  uint64 // of the batch in its segment; end may lie beyond a torn one
+	segment, end uint64 // where it ends, which may lie beyond the segment if it is torn
 	entries      []entry
 }
 
@@ -156,7 +155,7 @@ func (f *files) batchAt(segment, offset uint64) *batch {
 	payload := offset + n*blockBytes
 	b := &batch{
 		seq: le.Uint64(h[32:]), durable: le.Uint64(h[40:]), prev: le.Uint32(h[60:]), crc: le.Uint32(h[12:]),
-		segment: segment, offset: offset, end: payload + uint64(le.Uint32(h[68:]))*blockBytes,
+		segment: segment, end: payload + uint64(le.Uint32(h[68:]))*blockBytes,
 	}
 	count, rest := le.Uint32(h[72:]), h[80:80+le.Uint32(h[76:])]
 	for range count {

@@ -1,9 +1,6 @@
 package format_test
 
-import (
-	"fmt"
-	"maps"
-)
+import "fmt"
 
 // place is where a block lies and what its checksum is.
 type place struct {
@@ -14,17 +11,14 @@ type place struct {
 // blockMap has the mapped blocks of a state, by LBA.
 type blockMap map[uint64]place
 
-// slotContent is what a slot of a node holds: for a leaf a place, for an inner node a child.
-// The zero pointer is a tombstone.
-type slotContent struct{ p pointer }
-
-// readNode returns the slots of a node, with those of its base if it is a difference.
-func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[int]slotContent, error) {
+// readNode returns what the slots of a node point to, with those of its base if it is a
+// difference: a leaf to blocks, an inner node to children. The zero pointer is a tombstone.
+func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[int]pointer, error) {
 	b := f.at(p)
 	if len(b) < 48 || le.Uint32(b[40:]) != uint32(len(b)) || le.Uint32(b) != 0x444F4E56 || int(b[4]) != level || le.Uint64(b[8:]) != first {
 		return nil, fmt.Errorf("node %x at level %d, block %d", p.address, level, first)
 	}
-	slots := map[int]slotContent{}
+	slots := map[int]pointer{}
 	if b[5]&1 != 0 {
 		if isBase {
 			return nil, fmt.Errorf("base %x is a difference", p.address)
@@ -45,10 +39,10 @@ func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[i
 			for i := range count {
 				switch kind {
 				case 1:
-					slots[slot+i] = slotContent{pointer{address + uint64(i)*64, blockBytes, le.Uint32(b)}}
+					slots[slot+i] = pointer{address + uint64(i)*64, blockBytes, le.Uint32(b)}
 					b = b[4:]
 				case 2:
-					slots[slot+i] = slotContent{}
+					slots[slot+i] = pointer{}
 				case 3:
 					delete(slots, slot+i)
 				default:
@@ -59,9 +53,9 @@ func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[i
 		}
 		switch b[1] {
 		case 1:
-			slots[slot] = slotContent{pointer{le.Uint64(b[8:]), le.Uint32(b[4:]), le.Uint32(b[32:])}}
+			slots[slot] = pointer{le.Uint64(b[8:]), le.Uint32(b[4:]), le.Uint32(b[32:])}
 		case 2:
-			slots[slot] = slotContent{}
+			slots[slot] = pointer{}
 		case 3:
 			delete(slots, slot)
 		default:
@@ -86,17 +80,15 @@ func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
 	}
 	for i, s := range slots {
 		if level == 0 {
-			if s.p.address != 0 {
-				m[first+uint64(i)] = place{s.p.address, s.p.crc}
+			if s.address != 0 {
+				m[first+uint64(i)] = place{s.address, s.crc}
 			}
-		} else if err := f.readMap(m, s.p, level-1, first+uint64(i)<<(8+7*(level-1))); err != nil {
+		} else if err := f.readMap(m, s, level-1, first+uint64(i)<<(8+7*(level-1))); err != nil {
 			return err
 		}
 	}
 	return nil
 }
-
-func (m blockMap) clone() blockMap { return maps.Clone(m) }
 
 // content returns the bytes of a state of that size.
 func (f *files) content(m blockMap, size int64) ([]byte, error) {
