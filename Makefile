@@ -31,7 +31,7 @@ packages: ## the programs that tests use as clients
 
 .PHONY: fmt
 fmt:
-	@unformatted=$$(gofmt -l cmd internal); \
+	@unformatted=$$(gofmt -l bench cmd internal test); \
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 
 .PHONY: vet
@@ -54,6 +54,10 @@ fuzz: ## every fuzz target for FUZZTIME each
 			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
 		done; \
 	done
+
+.PHONY: bench
+bench: build packages ## beside qemu-nbd and nbdkit: bench/RESULTS.md; BENCH holds its flags
+	$(GO) run ./bench $(BENCH)
 
 .PHONY: man
 man: build ## dist/man/*.1

@@ -81,18 +81,6 @@ func (c *content) write(off int64, data []byte, n int64) {
 	}
 }
 
-func (c *content) read(off, n int64) []byte {
-	out := make([]byte, 0, n+block.Size)
-	for lba := off / block.Size; lba*block.Size < off+n; lba++ {
-		if b := c.blocks[lba]; b != nil {
-			out = append(out, b...)
-		} else {
-			out = append(out, zeros...)
-		}
-	}
-	return out[off%block.Size:][:n]
-}
-
 // discard zeroes the whole blocks of the range; a device's last block counts as whole.
 func (c *content) discard(off, n int64) {
 	lo, hi := (off+block.Size-1)/block.Size, (off+n)/block.Size

@@ -4,6 +4,7 @@ package nbdtest
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/url"
 	"os"
@@ -139,7 +140,7 @@ func Serve(t testing.TB, cfg server.Config) *Server {
 		if err := s.Shutdown(ctx); err != nil {
 			t.Error(err)
 		}
-		if err := <-served; err != server.ErrServerClosed {
+		if err := <-served; !errors.Is(err, server.ErrServerClosed) {
 			t.Errorf("Serve returned %v", err)
 		}
 		if e, ok := cfg.Exports.(*Exports); ok && e.StillOpen() != 0 {

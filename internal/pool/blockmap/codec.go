@@ -156,7 +156,7 @@ func decode(p []byte, ptr Ptr, level int, first uint64, base func(Ptr) (*node, e
 	n.changed = bitmap{}
 	records := int(le.Uint16(p[6:]))
 	p = p[nodeHeaderLen:]
-	ok := true
+	var ok bool
 	for range records {
 		if level == 0 {
 			p, ok = n.decodeRun(p)

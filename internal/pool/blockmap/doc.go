@@ -42,7 +42,7 @@ const (
 	MaxBlocks = 1 << (leafBits + rootLevel*fanoutBits)
 )
 
-// ErrDamaged: a map node's bytes are not what its parent says.
+// ErrDamaged tells that a map node's bytes are not what its parent says.
 var ErrDamaged = errors.New("map node damaged")
 
 // Entry says where a block lies.
