@@ -41,12 +41,12 @@ type pointer struct {
 func pointerAt(b []byte) pointer { return pointer{le.Uint64(b), le.Uint32(b[8:]), le.Uint32(b[12:])} }
 
 type superblock struct {
-	pool                     [16]byte
-	generation, durable      uint64
-	seq, segment, offset     uint64
-	crc                      uint32
-	catalogueBytes           uint64
-	chunks                   []pointer
+	pool                 [16]byte
+	generation, durable  uint64
+	seq, segment, offset uint64
+	crc                  uint32
+	catalogueBytes       uint64
+	chunks               []pointer
 }
 
 func readSlot(b []byte) (superblock, error) {
