@@ -23,6 +23,7 @@ type volumeCreate struct {
 	Volume string            `arg:"" name:"name" help:"Name: lower-case letters, digits, dot, underscore, hyphen."`
 	Size   size              `help:"Size; needed unless --from gives it." placeholder:"SIZE"`
 	From   string            `help:"A raw or qcow2 file, or a snapshot VOLUME@NAME to clone. A file whose name looks like a snapshot's: ./FILE." placeholder:"SRC"`
+	Format string            `help:"Format of the image: raw or qcow2. Without, it is detected, which trusts whoever wrote the image: a raw disk can be made to look like a qcow2 that names other files." enum:",raw,qcow2" default:"" placeholder:"FORMAT"`
 	Label  map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
 }
 
@@ -33,7 +34,7 @@ func (c volumeCreate) Run(t *terminal) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.From, err)
 		}
-		job, err := t.client.Import(t.ctx, contract.Import{Name: c.Volume, File: file, Size: int64(c.Size), Labels: c.Label})
+		job, err := t.client.Import(t.ctx, contract.Import{Name: c.Volume, File: file, Format: c.Format, Size: int64(c.Size), Labels: c.Label})
 		if err != nil {
 			return err
 		}
@@ -50,6 +51,9 @@ func (c volumeCreate) Run(t *terminal) error {
 func (c volumeCreate) Validate() error {
 	if c.From == "" && c.Size == 0 {
 		return fmt.Errorf("a size is needed, larger than 0: --size 10G")
+	}
+	if c.From == "" && c.Format != "" {
+		return fmt.Errorf("--format is of the image that --from names")
 	}
 	return nil
 }

@@ -75,7 +75,10 @@ func TestFileSystemsThroughSnapshotsRollbackAndKill(t *testing.T) {
 				fs.wantClean(t, d, "web@frozen")
 			}
 			for name, files := range map[string]int{"frozen": 8, "running": before} {
-				d.varve("volume", "create", "of-"+name, "--from", "web@"+name)
+				clone := ask[contract.Volume](d, "volume", "create", "of-"+name, "--from", "web@"+name)
+				if clone.Origin != "web@"+name || clone.PauseMS == nil || clone.DurableMS == nil || *clone.PauseMS > *clone.DurableMS {
+					t.Errorf("a clone does not tell its origin and its times: %+v", clone)
+				}
 				fs.wantFiles(t, d, "of-"+name, "", files)
 				fs.wantClean(t, d, "of-"+name)
 			}
