@@ -43,7 +43,7 @@ func stamped(p []byte, lba int64) (stamp, error) {
 	want := make([]byte, block.Size)
 	fill(want, lba, s)
 	if !bytes.Equal(p, want) {
-		return 0, fmt.Errorf("block %d is not what any write made it: %x...", lba, p[:32])
+		return 0, fmt.Errorf("block %d is not what any write made it; it begins with %x", lba, p[:32])
 	}
 	return s, nil
 }
