@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,7 +24,10 @@ import (
 const drainTime = 30 * time.Second
 
 type serveCommand struct {
-	NBD      []string `name:"nbd" help:"Serve NBD here too: host:port, or the path of a unix socket; repeatable. There is no password and no encryption." placeholder:"ADDR" sep:"none"`
+	NBD      []string `name:"nbd" help:"Serve NBD here too: host:port, or the path of a unix socket; repeatable. Over a network, think of --tls-cert." placeholder:"ADDR" sep:"none"`
+	TLSCert  string   `name:"tls-cert" help:"Certificate (PEM) to encrypt NBD with. Then host:port addresses answer over TLS only; unix sockets leave it to the client." placeholder:"FILE"`
+	TLSKey   string   `name:"tls-key" help:"Its key (PEM)." placeholder:"FILE"`
+	TLSCA    string   `name:"tls-clients" help:"Certificates (PEM) of the authorities that clients must show a certificate of; without, anybody who can connect may." placeholder:"FILE"`
 	MapCache size     `help:"Memory for block maps." default:"256M" placeholder:"SIZE"`
 }
 
@@ -44,8 +49,12 @@ func (c serveCommand) Run(t *terminal) error {
 			}
 		}
 	}
+	identity, err := c.identity()
+	if err != nil {
+		return err
+	}
 	d, err := daemon.Start(t.ctx, daemon.Config{
-		DataDir: t.Data, NBD: addresses, MapCacheBytes: int64(c.MapCache), Version: t.version, Log: log,
+		DataDir: t.Data, NBD: addresses, TLS: identity, MapCacheBytes: int64(c.MapCache), Version: t.version, Log: log,
 	})
 	if err != nil {
 		return err
@@ -58,6 +67,38 @@ func (c serveCommand) Run(t *terminal) error {
 	drain, cancelDrain := context.WithTimeout(hurry, drainTime)
 	defer cancelDrain()
 	return errors.Join(err, d.Stop(drain))
+}
+
+// identity reads the certificates that NBD is encrypted with; nil if there are none.
+func (c serveCommand) identity() (*tls.Config, error) {
+	if c.TLSCert == "" {
+		return nil, nil
+	}
+	certificate, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s with key %s: %w", c.TLSCert, c.TLSKey, err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	if c.TLSCA == "" {
+		return config, nil
+	}
+	pem, err := os.ReadFile(c.TLSCA)
+	if err != nil {
+		return nil, fmt.Errorf("authorities of clients: %w", err)
+	}
+	config.ClientCAs, config.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+	if !config.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("authorities of clients: %s holds no certificate", c.TLSCA)
+	}
+	return config, nil
+}
+
+// Validate implements kong's check before Run.
+func (c serveCommand) Validate() error {
+	if (c.TLSCert == "") != (c.TLSKey == "") || (c.TLSCA != "" && c.TLSCert == "") {
+		return errors.New("--tls-cert and --tls-key go together, and --tls-clients with them")
+	}
+	return nil
 }
 
 // answer serves the API until the first signal, and then until its running

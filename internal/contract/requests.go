@@ -12,6 +12,7 @@ type CreateVolume struct {
 type Import struct {
 	Name   string            `json:"name"`
 	File   string            `json:"file" doc:"absolute path of a raw or qcow2 image on the daemon's machine"`
+	Format string            `json:"format,omitempty" enum:"raw,qcow2" doc:"of the image; without, it is detected"`
 	Size   int64             `json:"size,omitempty" doc:"bytes; 0 means the image's"`
 	Labels map[string]string `json:"labels,omitempty"`
 }

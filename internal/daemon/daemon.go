@@ -21,6 +21,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,6 +43,7 @@ type Config struct {
 	DataDir       string
 	NBD           []string         // further addresses for NBD: host:port, or paths of unix sockets
 	MapCacheBytes int64            // memory for block maps; 0 means the pool's default
+	TLS           *tls.Config      // nil: NBD is not encrypted; else it must be, but over unix sockets
 	Version       string           // told by Status
 	Log           *slog.Logger     // nil: discarded
 	Clock         func() time.Time // nil: time.Now
@@ -103,7 +105,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	if err := d.openPool(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := d.serveNBD(c.NBD); err != nil {
+	if err := d.serveNBD(c); err != nil {
 		return nil, errors.Join(err, d.pool.Close(context.WithoutCancel(ctx)))
 	}
 	expiry, endExpiry := context.WithCancel(context.Background())

@@ -203,14 +203,18 @@ func (ss *sessions) unlessInUse(ctx context.Context, do func() error, refs ...po
 }
 
 // serveNBD listens on the data directory's socket and on each address, and serves them.
-func (d *Daemon) serveNBD(addresses []string) error {
-	nbd, err := server.New(server.Config{Exports: exports{d}, Logger: d.log})
+func (d *Daemon) serveNBD(c Config) error {
+	config := server.Config{Exports: exports{d}, Logger: d.log, TLS: c.TLS}
+	if c.TLS != nil {
+		config.TLSMode = server.TLSRequireRemote
+	}
+	nbd, err := server.New(config)
 	if err != nil {
 		return err
 	}
 	d.nbd = nbd
 	d.sessions = &sessions{server: nbd, pool: d.pool, open: map[uint64]openExport{}}
-	for _, addr := range append([]string{NBDSocket(d.dir)}, addresses...) {
+	for _, addr := range append([]string{NBDSocket(d.dir)}, c.NBD...) {
 		l, err := Listen(addr)
 		if err != nil {
 			for _, l := range d.listeners {

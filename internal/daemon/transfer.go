@@ -41,7 +41,7 @@ func (d *Daemon) StartImport(r contract.Import) (contract.Job, error) {
 	if !filepath.IsAbs(r.File) {
 		return contract.Job{}, contract.Errorf(contract.CodeUsage, "import %s: the path is not absolute", r.File)
 	}
-	source, info, err := image.Open(r.File, "")
+	source, info, err := image.Open(r.File, r.Format)
 	if err != nil {
 		return contract.Job{}, fmt.Errorf("create volume %s: %w", r.Name, err)
 	}

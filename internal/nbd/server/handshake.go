@@ -165,7 +165,7 @@ func (h *handshake) option(ctx context.Context) error {
 		return h.fail(opt, nbd.RepErrShutdown, "server is shutting down")
 	case opt == nbd.OptStartTLS:
 		return h.startTLS(ctx, data)
-	case h.server.cfg.TLSMode == TLSRequire && !h.encrypted:
+	case h.mustEncrypt() && !h.encrypted:
 		return h.fail(opt, nbd.RepErrTLSReqd, "this server requires TLS")
 	}
 	switch opt {
@@ -181,6 +181,17 @@ func (h *handshake) option(ctx context.Context) error {
 		return h.metaContext(ctx, opt, data)
 	}
 	return h.fail(opt, nbd.RepErrUnsup, fmt.Sprintf("option %d is not supported", opt))
+}
+
+// mustEncrypt tells whether this connection is answered over TLS only.
+func (h *handshake) mustEncrypt() bool {
+	switch h.server.cfg.TLSMode {
+	case TLSRequire:
+		return true
+	case TLSRequireRemote:
+		return h.socket.LocalAddr().Network() != "unix"
+	}
+	return false
 }
 
 // startTLS turns the connection into an encrypted one and forgets what was

@@ -23,7 +23,7 @@ func (h *handshake) exportNameOption(ctx context.Context, name string) error {
 	switch {
 	case h.draining.Load():
 		return fmt.Errorf("%w: server is shutting down", errUnavailable)
-	case h.server.cfg.TLSMode == TLSRequire && !h.encrypted:
+	case h.mustEncrypt() && !h.encrypted:
 		return fmt.Errorf("%w: %w", errUnavailable, ErrTLSRequired)
 	case h.extended:
 		return fmt.Errorf("%w: EXPORT_NAME with extended headers", errProtocol)

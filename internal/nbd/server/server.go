@@ -48,6 +48,9 @@ const (
 	TLSAllow
 	// TLSRequire answers nothing but STARTTLS and ABORT before TLS (FORCEDTLS).
 	TLSRequire
+	// TLSRequireRemote is TLSRequire for connections over a network and TLSAllow for
+	// those over unix sockets, which never leave the machine.
+	TLSRequireRemote
 )
 
 // Config is what a server needs to know. Only Exports must be set.
