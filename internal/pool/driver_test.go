@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"hash/crc32"
@@ -107,7 +108,7 @@ func (d *driver) createVolume(name string, size int64) {
 	})
 }
 
-// submit performs ops on a volume as one request.
+// submit performs ops on a volume as one request. One that is out of range must be alone.
 func (d *driver) submit(volume string, ops ...*block.Op) {
 	d.tb.Helper()
 	d.step("write "+volume, false, func(m *model) error {
@@ -116,10 +117,12 @@ func (d *driver) submit(volume string, ops ...*block.Op) {
 			return errRefused
 		}
 		for _, op := range ops {
-			switch op.Kind {
-			case block.OpWrite:
+			switch {
+			case op.Offset+op.Length > v.size:
+				return errRefused
+			case op.Kind == block.OpWrite:
 				v.write(op.Offset, op.Data, op.Length)
-			case block.OpDiscard:
+			case op.Kind == block.OpDiscard:
 				v.discard(op.Offset, op.Length)
 			default:
 				v.write(op.Offset, nil, op.Length)
@@ -396,18 +399,22 @@ func (d *driver) content(dev block.Device, mapped int64) content {
 	d.tb.Helper()
 	defer func() { _ = dev.Close() }()
 	c := content{dev.SizeBytes(), map[int64][]byte{}}
-	b := make([]byte, c.size)
-	if err := dev.ReadAt(ctx, b, 0); err != nil {
+	b := make([]byte, (c.size+block.Size-1)&^(block.Size-1))
+	if err := dev.ReadAt(ctx, b[:c.size], 0); err != nil {
 		d.tb.Fatal(err)
 	}
-	c.write(0, b, c.size)
+	for off := int64(0); off < c.size; off += block.Size {
+		if one := b[off : off+block.Size]; !bytes.Equal(one, zeros) {
+			c.blocks[off/block.Size] = one
+		}
+	}
 	extents, err := dev.Extents(ctx, 0, c.size, 1<<20)
 	if err != nil {
 		d.tb.Fatal(err)
 	}
 	var at, data int64
 	for _, e := range extents {
-		if e.Offset != at || (e.Hole && sum(b[at:at+e.Length]) != sum(make([]byte, e.Length))) {
+		if e.Offset != at || (e.Hole && len(bytes.TrimLeft(b[at:at+e.Length], "\x00")) > 0) {
 			d.tb.Fatalf("extent %+v after %d", e, at)
 		}
 		at += e.Length

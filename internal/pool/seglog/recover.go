@@ -29,7 +29,7 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err != nil {
 		return Recovery{}, err
 	}
-	r, err := l.newReader(numbers, from)
+	r, err := l.newReader(numbers, from, nil)
 	if err != nil {
 		return Recovery{}, err
 	}
@@ -73,7 +73,7 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
 		return Recovery{}, fmt.Errorf("sync directory of segments: %w", err)
 	}
-	if r, err = l.newReader(numbers, trusted); err != nil {
+	if r, err = l.newReader(numbers, trusted, r.buf); err != nil {
 		return Recovery{}, err
 	}
 	for {
@@ -86,7 +86,7 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	end := r.at
 
 	rec := Recovery{LastSeq: end.Seq}
-	if r, err = l.newReader(numbers, from); err != nil {
+	if r, err = l.newReader(numbers, from, r.buf); err != nil {
 		return Recovery{}, err
 	}
 	for r.at.Seq < end.Seq {
@@ -184,14 +184,14 @@ type reader struct {
 
 const windowBytes = 128 << 10
 
-// newReader returns a reader that stands at a position.
+// newReader returns a reader that stands at a position and reads into buf if it can.
 //
 // Where the batch behind n could be both right behind it and at the start of a later
 // segment, the latest segment is right: it was begun by somebody who had found that
 // the log ends at n, and what lies behind n is what he meant to cut off. So the
 // first header of each later segment is looked at beforehand.
-func (l *Log) newReader(numbers []uint64, at Position) (*reader, error) {
-	r := &reader{log: l, numbers: numbers, at: at, heads: map[chainLink]uint64{}}
+func (l *Log) newReader(numbers []uint64, at Position, buf []byte) (*reader, error) {
+	r := &reader{log: l, numbers: numbers, at: at, heads: map[chainLink]uint64{}, buf: buf}
 	for _, seg := range numbers {
 		if seg <= at.Segment {
 			continue
