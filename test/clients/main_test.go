@@ -9,9 +9,9 @@
 // A stamp is the content of a block that tells where it was written, and when.
 //
 // Invariants: no test waits for longer than patience, and nothing outlives the
-// test process, however it ends. It runs in a mount namespace of its own, its
-// loop devices are cleared with their last user, and the processes it starts
-// are killed when it dies.
+// tests, however they end: they run in a process and a mount namespace of their
+// own, with one directory for all files; loop devices are cleared with their last user,
+// and processes are killed with the one that started them.
 //
 // The programs are real and must be there. Where a machine has no loop devices or
 // FUSE, or the tests do not run as root, VARVE_TEST_NO_DEVICES=1 leaves out
@@ -24,8 +24,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 )
@@ -46,21 +46,10 @@ func TestMain(m *testing.M) {
 }
 
 func prepareAndRun(m *testing.M) (int, error) {
-	if err := checkPrograms(); err != nil {
-		return 0, err
+	if root = os.Getenv(scratchRoot); root == "" {
+		return runApart()
 	}
-	if !withoutDevices && os.Getenv(ownNamespace) == "" {
-		if err := checkDevices(); err != nil {
-			return 0, fmt.Errorf("%w; to leave out the tests that mount: VARVE_TEST_NO_DEVICES=1", err)
-		}
-		return runInOwnNamespace()
-	}
-	dir, err := os.MkdirTemp("", "varve-bin")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "varve")
+	program = filepath.Join(root, "varve")
 	build := exec.Command("go", "build", "-o", program)
 	if raceDetector {
 		build.Args = append(build.Args, "-race")
@@ -70,6 +59,55 @@ func prepareAndRun(m *testing.M) (int, error) {
 		return 0, fmt.Errorf("build varve: %w\n%s", err, out)
 	}
 	return m.Run(), nil
+}
+
+// scratchRoot is the environment variable that gives the process that runs the tests the
+// directory for all its files.
+const scratchRoot = "VARVE_TEST_SCRATCH"
+
+var root string
+
+// runApart runs this program again, in a mount namespace of its own, and cleans up
+// after it, however it ends.
+func runApart() (status int, err error) {
+	if err := checkPrograms(); err != nil {
+		return 0, err
+	}
+	flags := uintptr(syscall.CLONE_NEWNS)
+	if withoutDevices {
+		flags = 0
+	} else if err := checkDevices(); err != nil {
+		return 0, fmt.Errorf("%w; to leave out the tests that mount: VARVE_TEST_NO_DEVICES=1", err)
+	}
+	dir, err := os.MkdirTemp("", "varve-clients")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		// What was killed with the tests may take a moment to be gone.
+		var left error
+		holdsInTime(func() bool {
+			left = os.RemoveAll(dir)
+			return left == nil
+		})
+		err = errors.Join(err, left)
+	}()
+	// An interrupt ends the tests, and then this.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+
+	again := exec.Command("/proc/self/exe", os.Args[1:]...)
+	again.Env = append(os.Environ(), scratchRoot+"="+dir)
+	again.Stdin, again.Stdout, again.Stderr = os.Stdin, os.Stdout, os.Stderr
+	again.SysProcAttr = &syscall.SysProcAttr{Unshareflags: flags, Pdeathsig: syscall.SIGKILL}
+	err = again.Run()
+	var ended *exec.ExitError
+	if errors.As(err, &ended) && ended.ExitCode() > 0 {
+		return ended.ExitCode(), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("run the tests apart: %w", err)
+	}
+	return 0, nil
 }
 
 // packages are the Debian packages of the programs that the tests use.
@@ -120,28 +158,4 @@ func checkDevices() error {
 		f.Close()
 	}
 	return nil
-}
-
-// ownNamespace is set in the environment of the process that runs the tests.
-const ownNamespace = "VARVE_TEST_OWN_NAMESPACE"
-
-// runInOwnNamespace runs this program again where its mounts are nobody
-// else's and go with it.
-func runInOwnNamespace() (int, error) {
-	again := exec.Command("/proc/self/exe", os.Args[1:]...)
-	again.Env = append(os.Environ(), ownNamespace+"=1")
-	again.Stdin, again.Stdout, again.Stderr = os.Stdin, os.Stdout, os.Stderr
-	again.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := again.Run()
-	var ended *exec.ExitError
-	if errors.As(err, &ended) {
-		if ended.ExitCode() < 0 {
-			return 0, err
-		}
-		return ended.ExitCode(), nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("mounting takes a mount namespace: %s", strings.TrimPrefix(err.Error(), "fork/exec "))
-	}
-	return 0, nil
 }

@@ -17,7 +17,7 @@ const patience = time.Minute
 // scratch makes a directory whose path is short enough for sockets in it.
 func scratch(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "varve")
+	dir, err := os.MkdirTemp(root, "")
 	if err != nil {
 		t.Fatal(err)
 	}
