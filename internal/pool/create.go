@@ -118,8 +118,11 @@ const reserveBytes = 8 << 20
 func keepReserve(o *Options) {
 	name := path.Join(o.Dir, reserveName)
 	f, err := o.FS.Create(name)
+	if errors.Is(err, fs.ErrExist) {
+		f, err = o.FS.Open(name) // a power cut may have left it empty
+	}
 	if err != nil {
-		return // it is there, or there is no room for it now
+		return // there is no room for it now
 	}
 	for n := int64(reserveBytes); n >= 16*block.Size; n /= 2 {
 		if err = f.Allocate(0, n); err == nil {

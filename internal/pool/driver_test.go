@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"maps"
 	"sync/atomic"
@@ -47,6 +48,11 @@ type driver struct {
 	// up to the present, which is the last.
 	possible []*model
 
+	// tolerant is for tests of faults: a step may fail that the model performs. Then its
+	// error is in failed, nothing more is done, and the pool holds one of the last two possible states.
+	tolerant bool
+	failed   error
+
 	// incomplete are the volumes being filled, which no model lists.
 	incomplete map[string]*content
 }
@@ -75,6 +81,10 @@ func (d *driver) open() {
 	if err != nil {
 		d.tb.Fatal(err)
 	}
+	d.opened(p)
+}
+
+func (d *driver) opened(p *pool.Pool) {
 	d.p = p
 	d.incomplete = map[string]*content{}
 }
@@ -85,6 +95,9 @@ func (d *driver) present() *model { return d.possible[len(d.possible)-1] }
 // before it durable.
 func (d *driver) step(name string, durable bool, change func(*model) error, run func() error) {
 	d.tb.Helper()
+	if d.failed != nil {
+		return
+	}
 	d.clock.now = d.clock.now.Add(time.Second)
 	next := d.present().clone()
 	refused := change(next)
@@ -92,6 +105,10 @@ func (d *driver) step(name string, durable bool, change func(*model) error, run 
 		d.possible = append(d.possible, next)
 	}
 	err := run()
+	if d.tolerant && refused == nil && err != nil {
+		d.failed = fmt.Errorf("%s: %w", name, err)
+		return
+	}
 	if (err == nil) != (refused == nil) {
 		d.tb.Fatalf("%s: pool says %v, model says %v", name, err, refused)
 	}
@@ -330,7 +347,11 @@ func (d *driver) reopen() {
 		if err := d.p.Close(ctx); err != nil {
 			return err
 		}
-		d.open()
+		p, err := pool.Open(ctx, d.opts)
+		if err != nil {
+			return err
+		}
+		d.opened(p)
 		return nil
 	})
 }
