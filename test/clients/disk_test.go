@@ -42,7 +42,7 @@ func attach(t *testing.T, d *daemon, export string) *disk {
 	}()
 	t.Cleanup(func() {
 		k.release(unix.MNT_DETACH)
-		if t.Failed() {
+		if t.Failed() && said.Len() > 0 {
 			t.Logf("nbdfuse of %s: %s", export, &said)
 		}
 	})

@@ -26,11 +26,11 @@ var (
 
 func crc32c(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
-// crcWithout is the CRC32C of b with the four bytes at offset 12 as zeros.
-func crcWithout(b []byte) uint32 {
+// crcWithout is the CRC32C of salt and b, with b's four bytes at offset 12 as zeros.
+func crcWithout(salt, b []byte) uint32 {
 	c := bytes.Clone(b)
 	clear(c[12:16])
-	return crc32c(c)
+	return crc32c(slices.Concat(salt, c))
 }
 
 type pointer struct {
@@ -46,11 +46,12 @@ type superblock struct {
 	seq, segment, offset uint64
 	crc                  uint32
 	catalogueBytes       uint64
+	salt                 []byte
 	chunks               []pointer
 }
 
 func readSlot(b []byte) (superblock, error) {
-	if string(b[:8]) != "VARVESUP" || le.Uint32(b[12:]) != crcWithout(b) {
+	if string(b[:8]) != "VARVESUP" || le.Uint32(b[12:]) != crcWithout(nil, b) {
 		return superblock{}, fmt.Errorf("slot is not sound")
 	}
 	if v := le.Uint32(b[8:]); v != 1 {
@@ -59,10 +60,10 @@ func readSlot(b []byte) (superblock, error) {
 	s := superblock{
 		pool: [16]byte(b[16:32]), generation: le.Uint64(b[48:]), durable: le.Uint64(b[56:]),
 		seq: le.Uint64(b[64:]), crc: le.Uint32(b[72:]), segment: le.Uint64(b[80:]), offset: le.Uint64(b[88:]),
-		catalogueBytes: le.Uint64(b[96:]),
+		catalogueBytes: le.Uint64(b[96:]), salt: b[104:112],
 	}
 	for i := range int(le.Uint32(b[76:])) {
-		s.chunks = append(s.chunks, pointerAt(b[104+16*i:]))
+		s.chunks = append(s.chunks, pointerAt(b[112+16*i:]))
 	}
 	return s, nil
 }
@@ -148,7 +149,7 @@ func (f *files) batchAt(segment, offset uint64) *batch {
 	h := seg[offset:]
 	n := uint64(le.Uint32(h[64:]))
 	if string(h[:8]) != "VARVEBAT" || le.Uint32(h[8:]) != 1 || n < 1 || n > 64 || offset+n*blockBytes > uint64(len(seg)) ||
-		le.Uint32(h[12:]) != crcWithout(h[:n*blockBytes]) || [16]byte(h[16:32]) != f.super.pool ||
+		le.Uint32(h[12:]) != crcWithout(f.super.salt, h[:n*blockBytes]) || [16]byte(h[16:32]) != f.super.pool ||
 		le.Uint64(h[48:]) != segment || uint64(le.Uint32(h[56:]))*blockBytes != offset {
 		return nil
 	}
