@@ -29,7 +29,7 @@ var (
 	ErrOutOfRange = errors.New("beyond the end of the device")
 	// ErrReadOnly: the device cannot be written.
 	ErrReadOnly = errors.New("read-only")
-	// ErrNoSpace: the store below has no room for the write; nothing was changed.
+	// ErrNoSpace: the store below has no room for the write, which may have been made in part.
 	ErrNoSpace = errors.New("no space left")
 	// ErrDamaged: stored content failed its checksum; it is never returned.
 	ErrDamaged = errors.New("checksum mismatch")

@@ -81,15 +81,26 @@ func (js *jobs) start(kind, object string, pausable bool, work run) (contract.Jo
 		return contract.Job{}, fmt.Errorf("start %s of %s: %d jobs are waiting already: %w", kind, object, maxQueuedJobs, ErrJobState)
 	}
 	js.list = append(js.list, j)
+	running := func() { j.view.State, j.view.StartedAt = contract.JobRunning, contract.At(js.now()) }
+	free := false // taken here, so that jobs begin in the order of their starts
+	select {
+	case js.slots <- struct{}{}:
+		free = true
+		running()
+	default:
+	}
 	js.wait.Go(func() {
 		defer cancel(nil)
-		select {
-		case js.slots <- struct{}{}:
+		if !free {
+			select {
+			case js.slots <- struct{}{}:
+				free = true
+				j.update(func(*contract.Job) { running() })
+			case <-ctx.Done(): // the work is told so, and undoes what was done before it was queued
+			}
+		}
+		if free {
 			defer func() { <-js.slots }()
-			j.update(func(v *contract.Job) {
-				v.State, v.StartedAt = contract.JobRunning, contract.At(js.now())
-			})
-		case <-ctx.Done(): // the work is told so, and undoes what was done before it was queued
 		}
 		result, err := work(ctx, j)
 		if err != nil && ctx.Err() != nil {

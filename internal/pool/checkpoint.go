@@ -15,13 +15,22 @@ import (
 
 // Checkpoint writes the maps and the catalogue as they are at one point of the log
 // into the log, and then the superblock that points there, so that the next opening replays
-// from that point. Writers wait only while the maps are frozen, which takes constant time a volume.
-func (p *Pool) Checkpoint(_ context.Context) error {
+// from that point. Writers wait only while the maps are frozen and the catalogue is
+// copied, which takes constant time for each volume and snapshot.
+func (p *Pool) Checkpoint(context.Context) error {
+	if !p.begin() {
+		return fmt.Errorf("checkpoint: pool: %w", block.ErrClosed)
+	}
+	defer p.end()
+	return p.checkpointNow()
+}
+
+func (p *Pool) checkpointNow() error {
 	p.checkpointMu.Lock()
 	defer p.checkpointMu.Unlock()
 	if err := p.checkpoint(); err != nil {
 		if !errors.Is(err, block.ErrNoSpace) && !errors.Is(err, ErrWriteStopped) {
-			p.stopWrites(err)
+			p.log.Stop(err)
 		}
 		return fmt.Errorf("checkpoint: %w", err)
 	}
@@ -34,7 +43,7 @@ func (p *Pool) checkpoint() (err error) {
 	heads := map[uint64]blockmap.Root{} // by state
 	last := p.super.Load()
 	next := superblock{
-		pool: last.pool, createdAt: last.createdAt, segmentBytes: last.segmentBytes, generation: last.generation + 1,
+		pool: last.pool, salt: last.salt, createdAt: last.createdAt, segmentBytes: last.segmentBytes, generation: last.generation + 1,
 	}
 	_ = p.exclusively(func() error { // which never fails
 		next.position = p.log.Position()
@@ -87,7 +96,7 @@ func (p *Pool) checkpoint() (err error) {
 		return err
 	}
 	next.durableSeq = seq
-	if err := writeSuperblock(p.opts.FS, p.opts.Dir, &next); err != nil {
+	if err := writeSuperblock(p.superFile, &next); err != nil {
 		return err
 	}
 	p.super.Store(&next)
@@ -184,8 +193,8 @@ func (c *checkpointer) start(p *Pool) {
 				return
 			case <-c.due:
 			}
-			if err := p.Checkpoint(context.Background()); err != nil {
-				p.event("checkpoint-failed", "log", err.Error())
+			if err := p.checkpointNow(); err != nil {
+				p.event(EventCheckpointFailed, "log", err.Error())
 			}
 		}
 	}()

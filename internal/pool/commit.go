@@ -155,17 +155,11 @@ func (r *request) apply() {
 			continue
 		}
 		if err := v.applyLocked(ch.pins, &ch.entry); err != nil {
-			v.pool.stopWrites(fmt.Errorf("map of volume %q: %w", v.name(), err))
+			v.pool.log.Stop(fmt.Errorf("map of volume %q: %w", v.name(), err))
 			r.err = v.pool.log.Failure()
 			return
 		}
 	}
-}
-
-// stopWrites ends all writing until the pool is opened again.
-func (p *Pool) stopWrites(cause error) {
-	p.log.Stop(cause)
-	p.event("write-stop", "log", cause.Error())
 }
 
 // exclusively runs f while nothing else goes into the log.

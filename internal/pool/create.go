@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path"
 	"slices"
 
@@ -15,6 +16,9 @@ import (
 )
 
 const newSuperblockName = "superblock.new"
+
+// maxSegmentBytes leaves room for the batch that a segment may exceed its length by.
+const maxSegmentBytes = seglog.MaxSegmentBytes - 16<<20
 
 // Create makes a new pool in o.Dir, which does not exist, is empty, or is what an
 // interrupted Create left. The pool exists when its superblock does, which comes last.
@@ -27,30 +31,24 @@ func Create(_ context.Context, o Options) error {
 }
 
 func create(o Options) error {
-	if o.SegmentBytes < slotBytes || o.SegmentBytes > seglog.MaxSegmentBytes-(16<<20) || o.SegmentBytes%slotBytes != 0 {
-		return fmt.Errorf("%w segment size %d: a multiple of %d, at most %d", ErrInvalid, o.SegmentBytes, slotBytes, seglog.MaxSegmentBytes-(16<<20))
+	if o.SegmentBytes < slotBytes || o.SegmentBytes > maxSegmentBytes || o.SegmentBytes%slotBytes != 0 {
+		return fmt.Errorf("%w segment size %d: a multiple of %d, at most %d", ErrInvalid, o.SegmentBytes, slotBytes, maxSegmentBytes)
 	}
 	if err := o.FS.Mkdir(o.Dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	names, err := o.FS.List(o.Dir)
-	if err != nil {
+	if _, err := ownNames(o); err != nil { // before a lock is put into a foreign directory
 		return err
-	}
-	for _, n := range names {
-		switch n {
-		case lockName, logDirName, newSuperblockName, reserveName:
-		case superblockName:
-			return fmt.Errorf("%w: there is a pool already", ErrExists)
-		default:
-			return fmt.Errorf("%w: the directory holds %q, which is not of a pool; choose an empty one", ErrNotPool, n)
-		}
 	}
 	lock, err := o.FS.Lock(path.Join(o.Dir, lockName), "its creation")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = lock.Close() }() // goes with its file whatever Close says
+	names, err := ownNames(o)
+	if err != nil {
+		return err
+	}
 	if err := layOut(o, names); err != nil {
 		return err
 	}
@@ -58,6 +56,24 @@ func create(o Options) error {
 		return err
 	}
 	return o.FS.SyncDir(path.Dir(o.Dir))
+}
+
+// ownNames lists the directory, in which there may be nothing but what an interrupted creation leaves.
+func ownNames(o Options) ([]string, error) {
+	names, err := o.FS.List(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		switch n {
+		case lockName, logDirName, newSuperblockName, reserveName:
+		case superblockName:
+			return nil, fmt.Errorf("%w: there is a pool already", ErrExists)
+		default:
+			return nil, fmt.Errorf("%w: the directory holds %q, which is not of a pool; choose an empty one", ErrNotPool, n)
+		}
+	}
+	return names, nil
 }
 
 func layOut(o Options, names []string) error {
@@ -79,7 +95,7 @@ func layOut(o Options, names []string) error {
 	if err != nil {
 		return err
 	}
-	s := superblock{pool: uuid.New(), createdAt: o.Clock().UTC(), segmentBytes: o.SegmentBytes}
+	s := superblock{pool: uuid.New(), salt: rand.Uint64(), createdAt: o.Clock().UTC(), segmentBytes: o.SegmentBytes}
 	err = f.WriteAt([][]byte{s.encode(), make([]byte, slotBytes)}, 0)
 	if err == nil {
 		err = f.Sync()

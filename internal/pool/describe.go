@@ -143,8 +143,8 @@ func (p *Pool) snapshotInfo(s *catalogue.State, clones map[uint64][]string) Snap
 }
 
 // VolumeUsage tells what a volume's head holds. It walks what differs from its parent.
-func (p *Pool) VolumeUsage(_ context.Context, name string) (Usage, error) {
-	return p.usage(func() (*catalogue.State, error) {
+func (p *Pool) VolumeUsage(ctx context.Context, name string) (Usage, error) {
+	return p.usage(ctx, func() (*catalogue.State, error) {
 		v, err := findVolume(p.cat, name)
 		if err != nil {
 			return nil, err
@@ -154,14 +154,14 @@ func (p *Pool) VolumeUsage(_ context.Context, name string) (Usage, error) {
 }
 
 // SnapshotUsage tells what a snapshot holds. It walks what differs from its parent and children.
-func (p *Pool) SnapshotUsage(_ context.Context, ref SnapshotRef) (Usage, error) {
-	return p.usage(func() (*catalogue.State, error) {
+func (p *Pool) SnapshotUsage(ctx context.Context, ref SnapshotRef) (Usage, error) {
+	return p.usage(ctx, func() (*catalogue.State, error) {
 		_, s, err := findSnapshot(p.cat, ref)
 		return s, err
 	})
 }
 
-func (p *Pool) usage(find func() (*catalogue.State, error)) (Usage, error) {
+func (p *Pool) usage(ctx context.Context, find func() (*catalogue.State, error)) (Usage, error) {
 	if !p.begin() {
 		return Usage{}, fmt.Errorf("pool: %w", block.ErrClosed)
 	}
@@ -178,7 +178,7 @@ func (p *Pool) usage(find func() (*catalogue.State, error)) (Usage, error) {
 		others = append(others, p.frozenRoot(k))
 	}
 	p.mu.RUnlock()
-	exclusive, err := p.store.Exclusive(root, since, others)
+	exclusive, err := p.store.Exclusive(ctx, root, since, others)
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure what it holds: %w", damaged(err))
 	}

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 
 	"varve/internal/block"
-	"varve/internal/pool/seglog"
 )
 
 // Device is an open volume or snapshot. A volume's Device follows the volume
@@ -41,7 +40,7 @@ func (p *Pool) openVolume(name string, incomplete bool) (block.Device, error) {
 		return nil, fmt.Errorf("open volume %q: pool: %w", name, block.ErrClosed)
 	}
 	v := p.cat.VolumeByName(name)
-	if v == nil || v.Incomplete != incomplete {
+	if v == nil || v.Incomplete != incomplete || p.deleting[v.Head] {
 		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 	}
 	d := &Device{pool: p, volume: p.volumes[v.Number]}
@@ -59,6 +58,9 @@ func (p *Pool) OpenSnapshot(ref SnapshotRef) (block.Device, error) {
 	_, s, err := findSnapshot(p.cat, ref)
 	if err != nil {
 		return nil, err
+	}
+	if p.deleting[s.ID] {
+		return nil, fmt.Errorf("snapshot %q: %w: it is being deleted", ref, ErrNotFound)
 	}
 	p.snapOpen[s.ID]++
 	return &Device{pool: p, state: s.ID, root: frozen{s.Root}, size: s.SizeBytes, label: ref.String()}, nil
@@ -121,7 +123,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	if err == nil {
 		if err = d.pool.read(d.view(), p, off, true); errors.Is(err, block.ErrDamaged) {
-			d.pool.event("damage", d.name(), fmt.Sprintf("reading %d bytes at %d: %v", len(p), off, err))
+			d.pool.event(EventDamage, d.name(), fmt.Sprintf("reading %d bytes at %d: %v", len(p), off, err))
 		}
 	}
 	if err != nil {
@@ -165,23 +167,10 @@ func (d *Device) Flush(context.Context) error {
 		return err
 	}
 	defer d.pool.end()
-	if d.volume == nil {
-		return nil
-	}
-	if err := d.pool.flush(); err != nil {
+	if err := d.pool.log.Flush(d.pool.log.LastSeq()); err != nil {
 		return fmt.Errorf("flush %s: %w", d.name(), err)
 	}
 	return nil
-}
-
-// flush makes everything durable that was done so far.
-func (p *Pool) flush() error {
-	stopped := p.log.Failure() != nil
-	err := p.log.Flush(p.log.LastSeq())
-	if errors.Is(err, seglog.ErrStopped) && !stopped {
-		p.event("write-stop", "log", err.Error())
-	}
-	return err
 }
 
 // Extents implements block.Device.

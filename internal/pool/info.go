@@ -100,10 +100,18 @@ type Info struct {
 	MapCacheBytes  int64
 }
 
-// Event is something an operator wants to know: damage found, writes stopped, ...
+// The kinds of events.
+const (
+	EventDamage           = "damage"            // stored bytes are not what was stored
+	EventWriteStop        = "write-stop"        // nothing is written until the pool is opened again
+	EventRecovered        = "recovered"         // the pool was not closed in order
+	EventCheckpointFailed = "checkpoint-failed" // it is tried again
+)
+
+// Event is something an operator wants to know.
 type Event struct {
 	Time    time.Time
-	Kind    string // damage, write-stop, no-space, recovered
+	Kind    string
 	Object  string // VOLUME, VOLUME@SNAP or a file of the pool
 	Message string
 }

@@ -20,6 +20,7 @@ type proposal struct {
 	entries []seglog.Entry
 	pins    *blockmap.Pins // for applying entries
 	urgent  bool           // frees space: may use the reserve
+	deletes []uint64       // states that go, unless the operation fails
 }
 
 // change decides, logs and applies a catalogue operation. decide runs with the
@@ -52,6 +53,13 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		if len(inline) > seglog.MaxInlineBytes {
 			return fmt.Errorf("%w: too much at once (%d bytes of record); name fewer", ErrInvalid, len(inline))
 		}
+		if _, err := catalogue.DecodeOp(inline); err != nil { // what could not be replayed must never be logged
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		if err := p.startDeleting(pr.deletes); err != nil {
+			return err
+		}
+		defer p.endDeleting(pr.deletes)
 		seq, err = p.log.Append(batch)
 		if errors.Is(err, block.ErrNoSpace) && pr.urgent && releaseReserve(&p.opts) {
 			seq, err = p.log.Append(batch)
@@ -62,12 +70,12 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		}
 		for i := range pr.entries {
 			if err := p.volumes[batch[i].Volume].apply(pr.pins, &batch[i]); err != nil {
-				p.stopWrites(err)
+				p.log.Stop(err)
 				return p.log.Failure()
 			}
 		}
 		if err := p.applyOp(pr.op); err != nil { // decide has let through what it must not
-			p.stopWrites(err)
+			p.log.Stop(err)
 			return p.log.Failure()
 		}
 		return nil
@@ -77,6 +85,56 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 	}
 	t.Durable = time.Since(start)
 	return t, err
+}
+
+// changeSize is change for what may give the volume another size. Writes are admitted
+// and prepared by the size, so none may be under way.
+func (p *Pool) changeSize(name string, decide func(*catalogue.Catalogue) (proposal, error)) (Timing, error) {
+	p.mu.RLock()
+	var v *volume
+	if found := p.cat.VolumeByName(name); found != nil {
+		v = p.volumes[found.Number]
+	}
+	p.mu.RUnlock()
+	if v == nil {
+		return Timing{}, fmt.Errorf("volume %q: %w", name, ErrNotFound)
+	}
+	v.resize.Lock()
+	defer v.resize.Unlock()
+	return p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		if now := c.VolumeByName(name); now == nil || now.Number != v.number {
+			return proposal{}, fmt.Errorf("volume %q: %w: it was renamed or deleted meanwhile", name, ErrNotFound)
+		}
+		return decide(c)
+	})
+}
+
+// startDeleting sees to it that nobody has the states open, or opens them from now on.
+func (p *Pool) startDeleting(states []uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range states {
+		s := p.cat.State(id)
+		open := p.snapOpen[id]
+		if s.Kind == catalogue.Head {
+			open = len(p.volumes[s.Volume].devices)
+		}
+		if open > 0 {
+			return fmt.Errorf("%s: %w: clients are connected to it", p.stateName(s), ErrInUse)
+		}
+	}
+	for _, id := range states {
+		p.deleting[id] = true
+	}
+	return nil
+}
+
+func (p *Pool) endDeleting(states []uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range states {
+		delete(p.deleting, id)
+	}
 }
 
 // applyOp folds a catalogue operation into the catalogue and the volumes, the same
@@ -167,6 +225,9 @@ func findVolume(c *catalogue.Catalogue, name string) (*catalogue.Volume, error) 
 	return v, nil
 }
 
+// maxKeepFor is the longest time to live; times end in the year 2262.
+const maxKeepFor = 100 * 365 * 24 * time.Hour
+
 // CreateSnapshot freezes all volumes at one instant, each as a snapshot of that
 // name; all or none.
 func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec SnapshotSpec) ([]SnapshotInfo, Timing, error) {
@@ -179,8 +240,8 @@ func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec Snapshot
 	if err := checkLabels(spec.Labels); err != nil {
 		return nil, Timing{}, err
 	}
-	if spec.KeepFor < 0 {
-		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s", ErrInvalid, spec.KeepFor)
+	if spec.KeepFor < 0 || spec.KeepFor > maxKeepFor {
+		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s, but for up to 100 years, or for ever", ErrInvalid, spec.KeepFor)
 	}
 	var ids []uint64
 	t, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
@@ -226,8 +287,6 @@ func (p *Pool) DeleteSnapshots(_ context.Context, refs []SnapshotRef) error {
 				return proposal{}, err
 			case s.Protected:
 				return proposal{}, fmt.Errorf("snapshot %q: %w; unprotect it first", ref, ErrProtected)
-			case p.openDevices(s.ID) > 0:
-				return proposal{}, fmt.Errorf("snapshot %q: %w: clients are connected to it", ref, ErrInUse)
 			case !seen[s.ID]:
 				op.IDs = append(op.IDs, s.ID)
 			}
@@ -236,18 +295,12 @@ func (p *Pool) DeleteSnapshots(_ context.Context, refs []SnapshotRef) error {
 		if len(op.IDs) == 0 {
 			return proposal{}, nil
 		}
-		return proposal{op: &catalogue.Op{DeleteSnapshots: op}, urgent: true}, nil
+		return proposal{op: &catalogue.Op{DeleteSnapshots: op}, urgent: true, deletes: op.IDs}, nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete snapshot: %w", err)
 	}
 	return nil
-}
-
-func (p *Pool) openDevices(state uint64) int {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.snapOpen[state]
 }
 
 // ProtectSnapshot guards a snapshot from deletion, or no longer.
@@ -269,7 +322,7 @@ func (p *Pool) ProtectSnapshot(_ context.Context, ref SnapshotRef, protected boo
 // automatic snapshot, which it returns. ErrInUse while a device that has written is open.
 func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timing, error) {
 	var kept uint64
-	t, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
+	t, err := p.changeSize(ref.Volume, func(c *catalogue.Catalogue) (proposal, error) {
 		v, s, err := findSnapshot(c, ref)
 		if err != nil {
 			return proposal{}, err

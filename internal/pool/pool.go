@@ -11,8 +11,9 @@
 //   - No data is returned whose checksum does not match.
 //   - No snapshot ever changes.
 //
-// Lock order, outermost first: checkpointMu; leadership of the committer; mu;
-// volume.mu; the locks inside seglog and blockmap. None is held while a client is
+// Lock order, outermost first: checkpointMu; volume.resize; leadership of the committer;
+// mu; volume.mu; committer.mu and checkpointer.mu, under which nothing else is
+// taken; the locks inside seglog and blockmap. None is held while a client is
 // waited for, nor across a sync (except checkpointMu).
 //
 // Left out: who the clients are. Package nbd serves Devices, package daemon decides.
@@ -28,6 +29,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,7 +50,7 @@ type Options struct {
 	CheckpointBytes int64            // log between two checkpoints; 0: 256 MiB
 	SegmentBytes    int64            // of a new pool; 0: 64 MiB
 	Clock           func() time.Time // nil: time.Now
-	OnEvent         func(Event)      // nil: dropped; must not block
+	OnEvent         func(Event)      // nil: dropped; called with locks held: must not block nor use the pool
 
 	// Manual starts no background work: checkpoints happen in Checkpoint and Close
 	// alone. For tests that decide the order of everything.
@@ -75,10 +77,12 @@ func (o *Options) setDefaults() {
 
 // Pool is an open pool.
 type Pool struct {
-	opts  Options
-	lock  io.Closer
-	log   *seglog.Log
-	store *blockmap.Store
+	opts Options
+	lock io.Closer
+	log  *seglog.Log
+	// superFile is written by checkpoints alone.
+	superFile vfs.File
+	store     *blockmap.Store
 
 	committer committer
 	gen       atomic.Uint64 // the last generation given to a tree
@@ -89,8 +93,11 @@ type Pool struct {
 	cat      *catalogue.Catalogue
 	volumes  map[uint64]*volume
 	closed   bool
-	handles  sync.WaitGroup // running requests on devices
-	snapOpen map[uint64]int // state -> open devices
+	requests sync.WaitGroup  // under way
+	snapOpen map[uint64]int  // snapshot's state -> open devices
+	deleting map[uint64]bool // states that are being deleted, and may not be opened any more
+	closing  sync.Once
+	closeErr error
 
 	checkpointMu sync.Mutex
 	super        atomic.Pointer[superblock] // the newest on disk; replaced under checkpointMu
@@ -120,53 +127,78 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 }
 
 func open(o Options) (*Pool, error) {
-	if _, err := o.FS.Stat(path.Join(o.Dir, superblockName)); errors.Is(err, fs.ErrNotExist) {
+	name := path.Join(o.Dir, superblockName)
+	if _, err := o.FS.Stat(name); errors.Is(err, fs.ErrNotExist) {
 		return nil, notPool(&o)
 	}
 	lock, err := o.FS.Lock(path.Join(o.Dir, lockName), fmt.Sprintf("process %d", os.Getpid()))
 	if err != nil {
 		return nil, err
 	}
-	supers, err := readSuperblocks(o.FS, o.Dir)
+	file, err := o.FS.Open(name)
 	if err != nil {
 		_ = lock.Close()
 		return nil, err
 	}
-	// The older superblock reaches the same state by a longer replay, should what
-	// the newer one points to be damaged.
+	p, err := openNewest(o, file)
+	if err != nil {
+		_ = file.Close()
+		_ = lock.Close()
+		return nil, err
+	}
+	p.lock, p.superFile = lock, file
+	return p, nil
+}
+
+// openNewest recovers the pool from its newest superblock, or, should what that leads to be
+// damaged, from the older one, which reaches the same state by a longer replay.
+func openNewest(o Options, file vfs.File) (*Pool, error) {
+	supers, err := readSuperblocks(file)
+	if err != nil {
+		return nil, err
+	}
+	var durable uint64
+	for _, super := range supers {
+		durable = max(durable, super.durableSeq)
+	}
+	if newest := supers[0]; len(supers) == 1 && newest.generation > 0 {
+		o.OnEvent(Event{Time: o.Clock(), Kind: EventDamage, Object: superblockName, Message: "one of its two slots is not sound; the next checkpoint writes it anew"})
+	}
 	for i, super := range supers {
 		var p *Pool
-		if p, err = openAt(o, super); err == nil {
-			p.lock = lock
+		p, err = openAt(o, super, durable)
+		if err == nil {
 			return p, nil
 		}
-		if !errors.Is(err, errDamagedCatalogue) {
+		if !errors.Is(err, errDamagedCatalogue) && !errors.Is(err, blockmap.ErrDamaged) {
 			break
 		}
 		if i+1 < len(supers) {
-			o.OnEvent(Event{Time: o.Clock(), Kind: "damage", Object: "catalogue", Message: err.Error() + "; using the checkpoint before it"})
+			o.OnEvent(Event{Time: o.Clock(), Kind: EventDamage, Object: "checkpoint", Message: err.Error() + "; using the checkpoint before it"})
 		}
 	}
-	_ = lock.Close()
 	return nil, err
 }
 
-// openAt recovers the pool from one superblock.
-func openAt(o Options, super superblock) (*Pool, error) {
-	p := &Pool{opts: o, volumes: map[uint64]*volume{}, snapOpen: map[uint64]int{}}
+// openAt recovers the pool from one superblock. durable is the newest batch that any of them calls so.
+func openAt(o Options, super superblock, durable uint64) (*Pool, error) {
+	p := &Pool{opts: o, volumes: map[uint64]*volume{}, snapOpen: map[uint64]int{}, deleting: map[uint64]bool{}}
 	p.super.Store(&super)
-	p.log = seglog.New(seglog.Config{FS: o.FS, Dir: path.Join(o.Dir, logDirName), Pool: super.pool, SegmentBytes: super.segmentBytes})
-	p.store = blockmap.NewStore(o.MapCacheBytes, p.log.ReadAt)
+	p.log = seglog.New(seglog.Config{
+		FS: o.FS, Dir: path.Join(o.Dir, logDirName), Pool: super.pool, Salt: super.salt, SegmentBytes: super.segmentBytes,
+		OnStop: func(err error) { p.event(EventWriteStop, "log", err.Error()) },
+	})
+	p.store = blockmap.NewStore(o.MapCacheBytes, p.readNode)
 	p.committer.pool = p
-	if err := p.recover(); err != nil {
+	if err := p.recover(&super, durable); err != nil {
 		p.log.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Pool) recover() error {
-	cat, err := p.loadCatalogue()
+func (p *Pool) recover(super *superblock, durable uint64) error {
+	cat, err := p.loadCatalogue(super)
 	if err != nil {
 		return err
 	}
@@ -177,13 +209,12 @@ func (p *Pool) recover() error {
 		cat.SetRoot(head.ID, blockmap.Root{})
 	}
 	r := replayer{pool: p, pins: p.store.NewPins()}
-	super := p.super.Load()
-	rec, err := p.log.Recover(super.position, super.durableSeq, r.apply)
+	rec, err := p.log.Recover(super.position, durable, r.apply)
 	if err != nil {
 		return err
 	}
-	if rec.Batches > 0 || rec.TornBytes > 0 {
-		p.event("recovered", "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
+	if rec.LastSeq > super.durableSeq || rec.TornBytes > 0 {
+		p.event(EventRecovered, "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
 	}
 	return nil
 }
@@ -235,33 +266,36 @@ func (p *Pool) dropIncomplete(ctx context.Context) error {
 // Close waits for running requests, flushes, writes a checkpoint and releases the
 // lock. Devices that are still open fail with block.ErrClosed from then on. The pool is closed
 // whatever the error, which tells what could not be saved.
-func (p *Pool) Close(ctx context.Context) error {
+func (p *Pool) Close(context.Context) error {
+	p.closing.Do(func() {
+		if err := p.close(); err != nil {
+			p.closeErr = fmt.Errorf("close pool %s: %w", p.opts.Dir, err)
+		}
+	})
+	return p.closeErr
+}
+
+func (p *Pool) close() error {
 	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		return nil
-	}
 	p.closed = true
 	p.mu.Unlock()
-	p.handles.Wait()
+	p.requests.Wait()
 	p.checkpointer.stop()
-	err := p.log.Flush(p.log.LastSeq())
-	if err == nil {
-		if err = p.Checkpoint(ctx); errors.Is(err, block.ErrNoSpace) {
-			err = nil // everything is in the log; the next opening replays more of it
-		}
+	defer p.abandon()
+	if err := p.log.Flush(p.log.LastSeq()); err != nil {
+		return err
 	}
-	p.abandon()
-	if err != nil {
-		return fmt.Errorf("close pool %s: %w", p.opts.Dir, err)
+	if err := p.checkpointNow(); !errors.Is(err, block.ErrNoSpace) {
+		return err
 	}
-	return nil
+	return nil // everything is in the log; the next opening replays more of it
 }
 
 // abandon releases what the pool holds of the system, and saves nothing.
 func (p *Pool) abandon() {
 	p.log.Close()
-	_ = p.lock.Close() // an advisory lock goes with its file whatever Close says
+	_ = p.superFile.Close() // synced whenever it was written
+	_ = p.lock.Close()      // an advisory lock goes with its file whatever Close says
 }
 
 // begin marks the start of a request; end its end. False once the pool is closed.
@@ -271,11 +305,26 @@ func (p *Pool) begin() bool {
 	if p.closed {
 		return false
 	}
-	p.handles.Add(1)
+	p.requests.Add(1)
 	return true
 }
 
-func (p *Pool) end() { p.handles.Done() }
+func (p *Pool) end() { p.requests.Done() }
+
+// readNode reads the bytes of a map node.
+func (p *Pool) readNode(addr seglog.Addr, b []byte) error {
+	if err := p.log.ReadAt(addr, b); isLoss(err) {
+		return fmt.Errorf("%w: %w", blockmap.ErrDamaged, err)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// isLoss tells errors that mean that stored bytes are gone from those of the moment.
+func isLoss(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EIO)
+}
 
 func (p *Pool) event(kind, object, message string) {
 	p.opts.OnEvent(Event{Time: p.opts.Clock(), Kind: kind, Object: object, Message: message})

@@ -20,6 +20,14 @@ func damaged(err error) error {
 	return err
 }
 
+// lost marks errors of reading a block's bytes, where they mean that these are gone.
+func lost(err error) error {
+	if isLoss(err) {
+		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
+	}
+	return err
+}
+
 // readBlock fills p, one block, with what the entry refers to.
 func (p *Pool) readBlock(e blockmap.Entry, b []byte) error {
 	if !e.Mapped() {
@@ -27,7 +35,7 @@ func (p *Pool) readBlock(e blockmap.Entry, b []byte) error {
 		return nil
 	}
 	if err := p.log.ReadAt(e.Addr, b); err != nil {
-		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
+		return lost(err)
 	}
 	if seglog.Checksum(b) != e.CRC {
 		return fmt.Errorf("%w: block at %s", block.ErrDamaged, e.Addr)
@@ -151,7 +159,7 @@ func (p *Pool) readRun(run []blockmap.Entry, b []byte, wait bool) error {
 		return vfs.ErrWouldBlock
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
+		return lost(err)
 	}
 	for i := range run {
 		if seglog.Checksum(b[i*block.Size:(i+1)*block.Size]) != run[i].CRC {

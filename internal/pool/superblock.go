@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"slices"
 	"time"
 
@@ -27,7 +26,8 @@ const (
 	formatVersion   = 1
 	superblockMagic = "VARVESUP"
 	slotBytes       = 4096
-	chunksOffset    = 104
+	saltOffset      = 104
+	chunksOffset    = 112
 	maxChunks       = (slotBytes - chunksOffset) / 16
 	// chunkBytes is how the catalogue's image is cut. 249 chunks hold it whole up to
 	// 996 MiB, some 5 million snapshots.
@@ -38,6 +38,7 @@ const (
 // torn write leaves the one before. docs/format.md gives the bytes.
 type superblock struct {
 	pool         uuid.UUID
+	salt         uint64 // under the checksums of batch headers
 	createdAt    time.Time
 	segmentBytes int64
 	generation   uint64          // counts checkpoints; its parity is the slot
@@ -63,6 +64,7 @@ func (s *superblock) encode() []byte {
 	le.PutUint64(b[80:], s.position.Segment)
 	le.PutUint64(b[88:], uint64(s.position.Offset))
 	le.PutUint64(b[96:], uint64(s.catalogueLen))
+	le.PutUint64(b[saltOffset:], s.salt)
 	for i, c := range s.chunks {
 		p := b[chunksOffset+16*i:]
 		le.PutUint64(p, uint64(c.Addr))
@@ -83,10 +85,13 @@ func decodeSuperblock(b []byte) (superblock, error) {
 	if string(b[:8]) != superblockMagic || seglog.Checksum(b) != crc {
 		return superblock{}, errBadSlot
 	}
-	if v := le.Uint32(b[8:]); v > formatVersion {
+	if v := le.Uint32(b[8:]); v == 0 {
+		return superblock{}, errBadSlot
+	} else if v > formatVersion {
 		return superblock{}, fmt.Errorf("%w: its format is %d and this program knows up to %d; use the newer version", ErrNewerFormat, v, formatVersion)
 	}
 	s := superblock{
+		salt:         le.Uint64(b[saltOffset:]),
 		createdAt:    time.Unix(0, int64(le.Uint64(b[32:]))).UTC(),
 		segmentBytes: int64(le.Uint64(b[40:])),
 		generation:   le.Uint64(b[48:]),
@@ -99,7 +104,7 @@ func decodeSuperblock(b []byte) (superblock, error) {
 	}
 	copy(s.pool[:], b[16:32])
 	n := int(le.Uint32(b[76:]))
-	if n > maxChunks || s.segmentBytes <= 0 || s.segmentBytes > seglog.MaxSegmentBytes || s.position.Offset < 0 {
+	if n > maxChunks || s.segmentBytes <= 0 || s.segmentBytes > maxSegmentBytes || s.position.Offset < 0 {
 		return superblock{}, errBadSlot
 	}
 	for i := range n {
@@ -109,17 +114,22 @@ func decodeSuperblock(b []byte) (superblock, error) {
 	return s, nil
 }
 
-// readSuperblocks returns the sound slots, newest first.
-func readSuperblocks(fsys vfs.FS, dir string) ([]superblock, error) {
-	f, err := fsys.OpenReadOnly(path.Join(dir, superblockName))
-	if err != nil {
-		return nil, fmt.Errorf("read superblock: %w", err)
-	}
-	defer func() { _ = f.Close() }() // only read
+// readSuperblocks returns the sound slots, newest first. They are read from the disk: an
+// earlier process may have been told that a slot could not be synced, while the cache shows it.
+func readSuperblocks(f vfs.File) ([]superblock, error) {
 	b := make([]byte, 2*slotBytes)
-	if n, err := f.ReadAt(b, 0); errors.Is(err, io.EOF) {
-		clear(b[n:])
-	} else if err != nil {
+	err := f.Sync()
+	if err == nil {
+		err = f.DropCache()
+	}
+	if err == nil {
+		var n int
+		if n, err = f.ReadAt(b, 0); errors.Is(err, io.EOF) {
+			clear(b[n:])
+			err = nil
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	var found []superblock
@@ -139,20 +149,13 @@ func readSuperblocks(fsys vfs.FS, dir string) ([]superblock, error) {
 }
 
 // writeSuperblock makes s the newest superblock, durably.
-func writeSuperblock(fsys vfs.FS, dir string, s *superblock) error {
-	f, err := fsys.Open(path.Join(dir, superblockName))
-	if err != nil {
-		return fmt.Errorf("write superblock: %w", err)
-	}
-	err = f.WriteAt([][]byte{s.encode()}, int64(s.generation%2)*slotBytes)
+func writeSuperblock(f vfs.File, s *superblock) error {
+	err := f.WriteAt([][]byte{s.encode()}, int64(s.generation%2)*slotBytes)
 	if err == nil {
 		err = f.Sync()
 	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
 	if err != nil {
-		return fmt.Errorf("write superblock: %w", err)
+		return fmt.Errorf("write superblock: %w", seglog.NoSpace(err))
 	}
 	return nil
 }
@@ -160,9 +163,8 @@ func writeSuperblock(fsys vfs.FS, dir string, s *superblock) error {
 // errDamagedCatalogue: what the superblock points to is not sound.
 var errDamagedCatalogue = errors.New("the catalogue's image is damaged")
 
-// loadCatalogue reads the catalogue that the superblock points to.
-func (p *Pool) loadCatalogue() (*catalogue.Catalogue, error) {
-	super := p.super.Load()
+// loadCatalogue reads the catalogue that a superblock points to.
+func (p *Pool) loadCatalogue(super *superblock) (*catalogue.Catalogue, error) {
 	if len(super.chunks) == 0 {
 		return catalogue.New(), nil
 	}
@@ -179,6 +181,9 @@ func (p *Pool) loadCatalogue() (*catalogue.Catalogue, error) {
 			return nil, fmt.Errorf("%w: %w: checksum of the chunk at %s", ErrDamagedLog, errDamagedCatalogue, c.Addr)
 		}
 		image = append(image, chunk...)
+	}
+	if int64(len(image)) != super.catalogueLen {
+		return nil, fmt.Errorf("%w: %w: it has %d bytes of %d", ErrDamagedLog, errDamagedCatalogue, len(image), super.catalogueLen)
 	}
 	cat, err := catalogue.Decode(image)
 	if err != nil {

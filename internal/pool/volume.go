@@ -18,6 +18,10 @@ type volume struct {
 	label  atomic.Pointer[string] // its name, for messages
 	size   atomic.Int64           // bytes
 
+	// resize is held shared by writes, from when they look at the size until they are in the
+	// map, and alone by what changes the size.
+	resize sync.RWMutex
+
 	// mu guards the tree, which the committer's leader and checkpoints change.
 	mu   sync.RWMutex
 	tree *blockmap.Tree
@@ -49,6 +53,9 @@ func (v *volume) apply(pins *blockmap.Pins, e *seglog.Entry) error {
 
 func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 	defer func() { v.pool.checkpointer.dirty.Add(v.tree.TakeDirty()) }()
+	if e.LBA >= blockmap.MaxBlocks || e.Count > blockmap.MaxBlocks-e.LBA {
+		return fmt.Errorf("%w: %d blocks at %d of a volume", ErrDamagedLog, e.Count, e.LBA)
+	}
 	if e.Kind == seglog.KindClear {
 		return v.tree.Clear(pins, e.LBA, e.Count, v.keep)
 	}

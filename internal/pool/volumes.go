@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -46,8 +47,8 @@ func checkLabels(labels map[string]string) error {
 		return fmt.Errorf("%w: %d labels, at most %d are kept", ErrInvalid, len(labels), maxLabels)
 	}
 	for k, v := range labels {
-		if k == "" || len(k) > maxLabelBytes || len(v) > maxLabelBytes {
-			return fmt.Errorf("%w label %.40q: a key of 1 to %d bytes and a value of at most %d", ErrInvalid, k+"="+v, maxLabelBytes, maxLabelBytes)
+		if k == "" || len(k) > maxLabelBytes || len(v) > maxLabelBytes || !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return fmt.Errorf("%w label %.40q: a key of 1 to %d bytes and a value of at most %d, both UTF-8", ErrInvalid, k+"="+v, maxLabelBytes, maxLabelBytes)
 		}
 	}
 	return nil
@@ -167,7 +168,7 @@ func (p *Pool) LabelVolume(_ context.Context, name string, labels map[string]str
 func (p *Pool) ResizeVolume(_ context.Context, name string, sizeBytes int64, shrink bool) error {
 	err := checkSize(sizeBytes)
 	if err == nil {
-		_, err = p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		_, err = p.changeSize(name, func(c *catalogue.Catalogue) (proposal, error) {
 			v, err := findVolume(c, name)
 			if err != nil {
 				return proposal{}, err
@@ -249,13 +250,8 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 		if n := c.SnapshotCount(v); n > 0 {
 			return proposal{}, fmt.Errorf("%w: it has %d snapshots; delete them first", ErrInUse, n)
 		}
-		p.mu.RLock()
-		open := len(p.volumes[v.Number].devices)
-		p.mu.RUnlock()
-		if open > 0 {
-			return proposal{}, fmt.Errorf("%w: clients are connected to it", ErrInUse)
-		}
-		return proposal{op: &catalogue.Op{DeleteVolume: &catalogue.DeleteVolume{Number: v.Number}}, urgent: true}, nil
+		op := &catalogue.DeleteVolume{Number: v.Number}
+		return proposal{op: &catalogue.Op{DeleteVolume: op}, urgent: true, deletes: []uint64{v.Head}}, nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete volume %q: %w", name, err)

@@ -77,22 +77,12 @@ func (v *volume) submit(ctx context.Context, ops []*block.Op) {
 		failAll(ops, err)
 		return
 	}
-	w := writes.Get().(*write)
-	w.volume = v
-	defer func() { w.release() }()
-	pins := v.pool.store.NewPins()
+	v.resize.RLock()
+	defer v.resize.RUnlock()
 	size := v.size.Load()
-	room := seglog.MaxPayloadBlocks
-	flush := func() {
-		if len(w.changes) > 0 {
-			v.commit(w)
-			w.release()
-			w = writes.Get().(*write)
-			w.volume = v
-			pins = v.pool.store.NewPins()
-		}
-		room = seglog.MaxPayloadBlocks
-	}
+	b := builder{volume: v}
+	b.begin()
+	defer func() { b.write.release() }()
 	for _, op := range ops {
 		if op.Err = block.CheckRange(op.Offset, op.Length, size); op.Err != nil {
 			op.Err = fmt.Errorf("write %d bytes at %d of volume %q, which has %d: %w", op.Length, op.Offset, v.name(), size, op.Err)
@@ -100,24 +90,62 @@ func (v *volume) submit(ctx context.Context, ops []*block.Op) {
 		}
 		for _, part := range pieces(op, size) {
 			for part.blocks() > 0 && op.Err == nil {
-				n := part.blocks()
-				if part.data {
-					n = min(n, seglog.MaxPayloadBlocks)
-					if n > uint64(room) {
-						flush()
-						n = min(n, seglog.MaxPayloadBlocks)
-					}
-					room -= int(n)
-				}
-				if len(w.changes) >= maxBatchChanges/2 {
-					flush()
-				}
-				op.Err = v.prepare(w, pins, op, part.cut(n))
+				b.add(op, &part)
 			}
 		}
 	}
-	if len(w.changes) > 0 {
-		v.commit(w)
+	b.flush()
+}
+
+// builder cuts ops into requests of bounded size.
+type builder struct {
+	volume *volume
+	write  *write
+	pins   *blockmap.Pins
+	room   uint64 // payload blocks that the request may still take
+	edges  int    // that it has
+}
+
+const (
+	maxRequestChanges = maxBatchChanges / 2
+	maxRequestEdges   = 128 // the leader compares each with all changes before it
+)
+
+func (b *builder) begin() {
+	b.write = writes.Get().(*write)
+	b.write.volume = b.volume
+	b.pins = b.volume.pool.store.NewPins()
+	b.room, b.edges = seglog.MaxPayloadBlocks, 0
+}
+
+// flush commits what has been added.
+func (b *builder) flush() {
+	if len(b.write.changes) > 0 {
+		b.volume.commit(b.write)
+		b.write.release()
+		b.begin()
+	}
+}
+
+// add takes as much of a piece as fits into a request, and commits the request before it
+// where nothing fits any more. op.Err tells what went wrong with this op so far.
+func (b *builder) add(op *block.Op, p *piece) {
+	n := p.blocks()
+	if p.data {
+		n = min(n, seglog.MaxPayloadBlocks)
+	}
+	if len(b.write.changes) >= maxRequestChanges || b.edges >= maxRequestEdges || (p.data && n > b.room) {
+		if b.flush(); op.Err != nil {
+			return
+		}
+	}
+	if p.data {
+		b.room -= n
+	}
+	edges, err := b.volume.prepare(b.write, b.pins, op, p.cut(n))
+	b.edges += edges
+	if err != nil {
+		op.Err = err
 	}
 }
 
@@ -198,13 +226,13 @@ func pieces(op *block.Op, size int64) []piece {
 
 // prepare makes the change of one piece and sees to it that applying it will need
 // nothing from the disk.
-func (v *volume) prepare(w *write, pins *blockmap.Pins, op *block.Op, p piece) error {
+func (v *volume) prepare(w *write, pins *blockmap.Pins, op *block.Op, p piece) (edges int, err error) {
 	count := p.blocks()
 	lba := uint64(p.lo / block.Size)
 	w.changes = append(w.changes, change{pins: pins, op: op})
 	ch := &w.changes[len(w.changes)-1]
 	ch.entry = seglog.Entry{Kind: seglog.KindClear, Volume: v.number, LBA: lba, Count: count}
-	err := func() error {
+	err = func() error {
 		if !p.data {
 			var e [1]blockmap.Entry
 			if err := v.lookup(pins, lba, e[:]); err != nil {
@@ -223,9 +251,9 @@ func (v *volume) prepare(w *write, pins *blockmap.Pins, op *block.Op, p piece) e
 	}()
 	if err != nil {
 		w.changes = w.changes[:len(w.changes)-1]
-		return fmt.Errorf("write volume %q at %d: %w", v.name(), op.Offset, damaged(err))
+		return 0, fmt.Errorf("write volume %q at %d: %w", v.name(), op.Offset, damaged(err))
 	}
-	return nil
+	return ch.n, nil
 }
 
 // payload gives a change its blocks and checksums.

@@ -29,23 +29,18 @@ func (s *Store) NewWriter(appendChunk func(p []byte) (seglog.Addr, error)) *Writ
 	return &Writer{Append: appendChunk, ChunkBytes: 256 << 10, store: s}
 }
 
-type located struct {
-	n     *node
-	first uint64
-}
-
 // Write writes every node below roots that is not yet in the log, children before
 // parents, so that each Root.Slot is known afterwards. The roots must be frozen.
 // After an error some nodes are in the log and nothing refers to them.
 func (w *Writer) Write(roots []Root) error {
-	var levels [rootLevel + 1][]located
+	var levels [rootLevel + 1][]*node
 	seen := map[*node]bool{}
 	for i := range roots {
-		collect(&roots[i].c, 0, seen, &levels)
+		collect(&roots[i].c, seen, &levels)
 	}
 	for level := range levels {
-		for _, l := range levels[level] {
-			if err := w.add(l); err != nil {
+		for _, n := range levels[level] {
+			if err := w.add(n); err != nil {
 				return err
 			}
 		}
@@ -56,32 +51,26 @@ func (w *Writer) Write(roots []Root) error {
 	return nil
 }
 
-func collect(c *child, first uint64, seen map[*node]bool, levels *[rootLevel + 1][]located) {
+func collect(c *child, seen map[*node]bool, levels *[rootLevel + 1][]*node) {
 	n := c.node
 	if n == nil || n.written.Load() != nil || seen[n] {
 		return
 	}
 	seen[n] = true
-	levels[n.level] = append(levels[n.level], located{n, first})
-	if n.level == 0 {
-		return
-	}
-	r := 0
-	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		collect(&n.children[r], first+uint64(i)*span(n.level-1), seen, levels)
-		r++
+	levels[n.level] = append(levels[n.level], n)
+	for i := range n.children {
+		collect(&n.children[i], seen, levels)
 	}
 }
 
 // add encodes a node behind the others.
-func (w *Writer) add(l located) error {
-	n := l.n
+func (w *Writer) add(n *node) error {
 	n.resolve()
 	// A difference pays while it is much shorter than the node and saves more than the
 	// second read costs; it is always against a whole piece, so that it never grows into a chain.
 	delta := n.base.Addr != 0 && n.changed.count()*4 <= n.slots.count()
 	start := len(w.buf)
-	w.buf = n.encode(w.buf, l.first, delta)
+	w.buf = n.encode(w.buf, delta)
 	w.pending = append(w.pending, pendingNode{n: n, offset: start, length: len(w.buf) - start, delta: delta})
 	for len(w.buf)%seglog.Granule != 0 {
 		w.buf = append(w.buf, 0)
@@ -124,7 +113,7 @@ func (w *Writer) flush() error {
 // clean returns the node as it would be loaded from the log: it holds no other node
 // in memory. A leaf shares its entries, which never change any more.
 func (n *node) clean() *node {
-	c := &node{level: n.level, owner: n.owner, epoch: n.epoch, mapped: n.mapped, slots: n.slots, entries: n.entries}
+	c := &node{level: n.level, first: n.first, owner: n.owner, epoch: n.epoch, mapped: n.mapped, slots: n.slots, entries: n.entries}
 	if n.level > 0 {
 		c.children = make([]child, len(n.children))
 		for i := range n.children {

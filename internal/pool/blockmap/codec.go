@@ -27,7 +27,7 @@ const (
 
 // encode appends the node's bytes to buf: whole, or, with a base, only the
 // changed slots. Children must be in the log.
-func (n *node) encode(buf []byte, first uint64, delta bool) []byte {
+func (n *node) encode(buf []byte, delta bool) []byte {
 	le := binary.LittleEndian
 	start := len(buf)
 	buf = le.AppendUint32(buf, nodeMagic)
@@ -38,7 +38,7 @@ func (n *node) encode(buf []byte, first uint64, delta bool) []byte {
 		flags, base, which = flagDelta, n.base, n.changed
 	}
 	buf = append(buf, byte(n.level), flags, 0, 0) // the number of records follows below
-	buf = le.AppendUint64(buf, first)
+	buf = le.AppendUint64(buf, n.first)
 	buf = le.AppendUint64(buf, n.owner)
 	buf = le.AppendUint64(buf, uint64(base.Addr))
 	buf = le.AppendUint32(buf, base.Length)
@@ -52,20 +52,12 @@ func (n *node) encode(buf []byte, first uint64, delta bool) []byte {
 				j++
 			}
 			buf = n.encodeRun(buf, i, j)
-			if j == leafSlots {
-				i = -1
-			} else {
-				i = which.next(j)
-			}
+			i = which.next(j)
 		}
 	} else {
 		for i := which.next(0); i >= 0; records++ {
 			buf = n.encodeSlot(buf, i)
-			if i == innerSlots-1 {
-				i = -1
-			} else {
-				i = which.next(i + 1)
-			}
+			i = which.next(i + 1)
 		}
 	}
 	le.PutUint16(buf[start+6:], uint16(records))
@@ -142,7 +134,7 @@ func decode(p []byte, ptr Ptr, level int, first uint64, base func(Ptr) (*node, e
 	if int(p[4]) != level || le.Uint64(p[8:]) != first || le.Uint32(p[40:]) != ptr.Length {
 		return bad("level, range or length")
 	}
-	n := newNode(level, le.Uint64(p[16:]), 0)
+	n := newNode(level, first, le.Uint64(p[16:]), 0)
 	w := &piece{ptr: ptr}
 	if p[5]&flagDelta != 0 {
 		w.base = Ptr{Addr: seglog.Addr(le.Uint64(p[24:])), Length: le.Uint32(p[32:]), CRC: le.Uint32(p[36:])}

@@ -53,6 +53,7 @@ type piece struct {
 // entries (leaf) or children (inner) hold these, packed in order.
 type node struct {
 	level  int
+	first  uint64 // LBA of the first block it covers
 	owner  uint64 // epoch that created it
 	gen    uint64 // generation of the tree that may change it
 	epoch  uint64 // newest epoch at or below
@@ -71,8 +72,8 @@ type node struct {
 	changed bitmap
 }
 
-func newNode(level int, owner, gen uint64) *node {
-	return &node{level: level, owner: owner, gen: gen}
+func newNode(level int, first, owner, gen uint64) *node {
+	return &node{level: level, first: first, owner: owner, gen: gen}
 }
 
 // copyFor returns a copy for a tree of that epoch and generation to change.
@@ -80,7 +81,7 @@ func newNode(level int, owner, gen uint64) *node {
 // otherwise the two belong to different states, and each may be deleted alone.
 func (n *node) copyFor(owner, gen uint64) *node {
 	c := &node{
-		level: n.level, owner: owner, gen: gen, epoch: n.epoch, mapped: n.mapped, slots: n.slots,
+		level: n.level, first: n.first, owner: owner, gen: gen, epoch: n.epoch, mapped: n.mapped, slots: n.slots,
 		entries: slices.Clone(n.entries), children: slices.Clone(n.children),
 	}
 	if n.owner == owner {
@@ -169,8 +170,8 @@ func (n *node) setChild(i int, c child) {
 
 // buried returns a node whose every slot was discarded in epoch: what a
 // tombstone becomes when something below it is written.
-func buried(level int, epoch, owner, gen uint64) *node {
-	n := newNode(level, owner, gen)
+func buried(level int, first, epoch, owner, gen uint64) *node {
+	n := newNode(level, first, owner, gen)
 	n.epoch = epoch
 	if level == 0 {
 		n.entries = slices.Repeat([]Entry{{Epoch: epoch}}, leafSlots)

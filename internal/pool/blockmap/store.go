@@ -17,19 +17,19 @@ type Store struct {
 
 type shard struct {
 	mu    sync.Mutex
-	lru   *simplelru.LRU[seglog.Addr, *node]
+	lru   *simplelru.LRU[Ptr, *node]
 	bytes int64
 	limit int64
 }
 
-// NewStore returns a store that reads the log with read and caches about
-// cacheBytes of nodes.
+// NewStore returns a store that reads the log with read, whose errors say ErrDamaged
+// where bytes are lost, and caches about cacheBytes of nodes.
 func NewStore(cacheBytes int64, read func(addr seglog.Addr, p []byte) error) *Store {
 	s := &Store{read: read}
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.limit = cacheBytes / int64(len(s.shards))
-		sh.lru, _ = simplelru.NewLRU(1<<30, func(_ seglog.Addr, n *node) { sh.bytes -= n.memory() }) // bounded by bytes, see put
+		sh.lru, _ = simplelru.NewLRU(1<<30, func(_ Ptr, n *node) { sh.bytes -= n.memory() }) // bounded by bytes, see put
 	}
 	return s
 }
@@ -42,7 +42,7 @@ func (s *Store) cached(p Ptr) *node {
 	sh := s.shard(p.Addr)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	n, _ := sh.lru.Get(p.Addr)
+	n, _ := sh.lru.Get(p)
 	return n
 }
 
@@ -50,10 +50,10 @@ func (s *Store) put(p Ptr, n *node) {
 	sh := s.shard(p.Addr)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.lru.Contains(p.Addr) {
+	if sh.lru.Contains(p) {
 		return
 	}
-	sh.lru.Add(p.Addr, n)
+	sh.lru.Add(p, n)
 	for sh.bytes += n.memory(); sh.bytes > sh.limit && sh.lru.Len() > 1; {
 		sh.lru.RemoveOldest()
 	}
@@ -85,7 +85,7 @@ func (s *Store) loadPiece(p Ptr, level int, first uint64, base func(Ptr) (*node,
 	}
 	buf := make([]byte, p.Length)
 	if err := s.read(p.Addr, buf); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return nil, err
 	}
 	return decode(buf, p, level, first, base)
 }
@@ -97,7 +97,7 @@ const maxNodeLen = nodeHeaderLen + leafSlots*(runLen+4)
 // progress however small the cache is. It is for one goroutine. The zero Pins is ready.
 type Pins struct {
 	store *Store
-	nodes map[seglog.Addr]*node
+	nodes map[Ptr]*node
 }
 
 // NewPins returns empty pins.
@@ -121,9 +121,9 @@ func (p *Pins) Load(m *Miss) error {
 	}
 	p.store.put(m.ptr, n)
 	if p.nodes == nil {
-		p.nodes = map[seglog.Addr]*node{}
+		p.nodes = map[Ptr]*node{}
 	}
-	p.nodes[m.ptr.Addr] = n
+	p.nodes[m.ptr] = n
 	return nil
 }
 
@@ -132,15 +132,15 @@ func (p *Pins) Forget() { clear(p.nodes) }
 
 // find returns a clean node from memory, or a *Miss.
 func (p *Pins) find(c *child, level int, first uint64) (*node, error) {
-	if n := p.nodes[c.ptr.Addr]; n != nil {
+	if n := p.nodes[c.ptr]; n != nil {
 		return n, nil
 	}
 	n := p.store.cached(c.ptr)
 	if n == nil {
 		return nil, &Miss{ptr: c.ptr, level: level, first: first}
 	}
-	if n.level != level {
-		return nil, fmt.Errorf("%w: level of the node at %s", ErrDamaged, c.ptr.Addr)
+	if n.level != level || n.first != first {
+		return nil, fmt.Errorf("%w: level or range of the node at %s", ErrDamaged, c.ptr.Addr)
 	}
 	return n, nil
 }

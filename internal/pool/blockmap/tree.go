@@ -181,11 +181,11 @@ func (t *Tree) own(pins *Pins, c *child, level int, first uint64) (*node, error)
 		t.dirty += n.memory()
 		return n, nil
 	case c.tomb:
-		n := buried(level, c.epoch, t.owner, t.gen)
+		n := buried(level, first, c.epoch, t.owner, t.gen)
 		t.dirty += n.memory()
 		return n, nil
 	case c.ptr.Addr == 0:
-		n := newNode(level, t.owner, t.gen)
+		n := newNode(level, first, t.owner, t.gen)
 		t.dirty += n.memory()
 		return n, nil
 	}

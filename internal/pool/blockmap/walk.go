@@ -1,37 +1,10 @@
 package blockmap
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
-
-// Walk calls visit for each run of entries of the root in ascending order: entries
-// newer than epoch since (tombstones too), skipping subtrees that hold none.
-// It waits for the log where it must.
-func (s *Store) Walk(r Root, since uint64, visit func(lba uint64, entries []Entry) error) error {
-	return s.walk(&r.c, rootLevel, 0, since, visit)
-}
-
-func (s *Store) walk(c *child, level int, first, since uint64, visit func(uint64, []Entry) error) error {
-	if c.newest() <= since || c.empty() || c.tomb {
-		return nil
-	}
-	n, err := s.NewPins().resident(c, level, first)
-	if err != nil {
-		return err
-	}
-	if level == 0 {
-		return n.runs(first, since, visit)
-	}
-	r := 0
-	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if err := s.walk(&n.children[r], level-1, first+uint64(i)*span(level-1), since, visit); err != nil {
-			return err
-		}
-		r++
-	}
-	return nil
-}
 
 // resident returns the child's node, from memory or the log.
 func (p *Pins) resident(c *child, level int, first uint64) (*node, error) {
@@ -72,15 +45,18 @@ func (n *node) runs(first, since uint64, visit func(uint64, []Entry) error) erro
 // Exclusive counts the mapped blocks of r newer than epoch since that none of the
 // others has: what would be freed if r went, where since is the epoch of the state
 // that r descends from and others are the states that descend from r.
-func (s *Store) Exclusive(r Root, since uint64, others []Root) (uint64, error) {
+func (s *Store) Exclusive(ctx context.Context, r Root, since uint64, others []Root) (uint64, error) {
 	cs := make([]*child, len(others))
 	for i := range others {
 		cs[i] = &others[i].c
 	}
-	return s.exclusive(&r.c, cs, rootLevel, 0, since)
+	return s.exclusive(ctx, &r.c, cs, rootLevel, 0, since)
 }
 
-func (s *Store) exclusive(c *child, others []*child, level int, first, since uint64) (uint64, error) {
+func (s *Store) exclusive(ctx context.Context, c *child, others []*child, level int, first, since uint64) (uint64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
 	if c.newest() <= since || c.mappedBlocks() == 0 {
 		return 0, nil
 	}
@@ -117,7 +93,7 @@ func (s *Store) exclusive(c *child, others []*child, level int, first, since uin
 				c := o.child(i)
 				below[k] = &c
 			}
-			n, err := s.exclusive(&n.children[r], below, level-1, first+uint64(i)*span(level-1), since)
+			n, err := s.exclusive(ctx, &n.children[r], below, level-1, first+uint64(i)*span(level-1), since)
 			if err != nil {
 				return 0, err
 			}
@@ -156,37 +132,35 @@ func heldBy(nodes []*node, i int, e Entry) bool {
 	return false
 }
 
-// Checker verifies nodes in the log, each once however many roots share it.
-type Checker struct {
-	store *Store
-	seen  map[Ptr]bool
-	Nodes int64
+// Check reads the nodes of a root that are newer than epoch since, past the cache, and
+// calls visit for their entries newer than since: what the state of that root
+// does not share with the state of epoch since. Damaged nodes are given to damaged, with the range of
+// blocks they hide; any other error ends the check. It returns how many nodes it read.
+func (s *Store) Check(r Root, since uint64, visit func(lba uint64, entries []Entry) error, damaged func(lba, blocks uint64, err error)) (int64, error) {
+	k := check{store: s, since: since, visit: visit, damaged: damaged}
+	err := k.walk(&r.c, rootLevel, 0)
+	return k.nodes, err
 }
 
-// NewChecker returns a Checker that has seen nothing.
-func (s *Store) NewChecker() *Checker { return &Checker{store: s, seen: map[Ptr]bool{}} }
-
-// Check reads every node of the root that it has not seen, past the cache, and calls
-// visit for the entries newer than since in them. Damaged nodes are given to damaged, with the
-// range of blocks they hide; an error other than damage ends the check.
-func (k *Checker) Check(r Root, since uint64, visit func(lba uint64, entries []Entry) error, damaged func(lba, blocks uint64, err error)) error {
-	return k.check(&r.c, rootLevel, 0, since, visit, damaged)
+type check struct {
+	store   *Store
+	since   uint64
+	visit   func(uint64, []Entry) error
+	damaged func(uint64, uint64, error)
+	nodes   int64
 }
 
-func (k *Checker) check(c *child, level int, first, since uint64, visit func(uint64, []Entry) error, damaged func(uint64, uint64, error)) error {
-	if c.empty() || c.tomb {
+func (k *check) walk(c *child, level int, first uint64) error {
+	// What a tree owns it marks with its epoch, so that what is not newer is shared.
+	if c.empty() || c.tomb || c.newest() <= k.since {
 		return nil
 	}
 	n := c.node
 	if ptr := c.place(); ptr.Addr != 0 {
-		if k.seen[ptr] {
-			return nil
-		}
-		k.seen[ptr] = true
-		k.Nodes++
+		k.nodes++
 		loaded, err := k.store.load(ptr, level, first)
 		if errors.Is(err, ErrDamaged) {
-			damaged(first, span(level), err)
+			k.damaged(first, span(level), err)
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("check map node at %s: %w", ptr.Addr, err)
@@ -194,11 +168,11 @@ func (k *Checker) check(c *child, level int, first, since uint64, visit func(uin
 		n = loaded
 	}
 	if level == 0 {
-		return n.runs(first, since, visit)
+		return n.runs(first, k.since, k.visit)
 	}
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if err := k.check(&n.children[r], level-1, first+uint64(i)*span(level-1), since, visit, damaged); err != nil {
+		if err := k.walk(&n.children[r], level-1, first+uint64(i)*span(level-1)); err != nil {
 			return err
 		}
 		r++

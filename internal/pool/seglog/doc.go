@@ -34,6 +34,8 @@ var (
 	ErrStopped = errors.New("writes are stopped")
 	// ErrDamaged: a part of the log that was durable is unsound or missing.
 	ErrDamaged = errors.New("log damaged")
+	// ErrNewerFormat: the log was written by a newer version.
+	ErrNewerFormat = errors.New("written by a newer version")
 )
 
 // Config says where a log lies.
@@ -41,8 +43,12 @@ type Config struct {
 	FS           vfs.FS
 	Dir          string // of the segment files
 	Pool         uuid.UUID
-	SegmentBytes int64 // a multiple of the block size, at most MaxSegmentBytes
-	OpenFiles    int   // segment files kept open when idle; 0: 256
+	Salt         uint64 // secret of the pool, under the checksums of headers
+	SegmentBytes int64  // a multiple of the block size, at most MaxSegmentBytes
+	OpenFiles    int    // segment files kept open when idle; 0: 256
+	// OnStop is told once why the log accepts no more writes. It is called with
+	// locks held and must not use the log. May be nil.
+	OnStop func(error)
 }
 
 // Position is a point between two batches.

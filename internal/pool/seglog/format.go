@@ -100,7 +100,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func Checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
 const (
-	formatVersion   = 1
+	formatVersion   = 1 // docs/format.md says what stays at its place in every version
 	headerMagic     = "VARVEBAT"
 	fixedHeaderLen  = 80
 	maxHeaderBlocks = 64
@@ -115,6 +115,7 @@ const MaxInlineBytes = 128 << 10
 
 // header is the fixed part of a batch header.
 type header struct {
+	version       uint32
 	pool          uuid.UUID
 	seq           uint64 // number of the batch
 	durableSeq    uint64 // newest batch known durable when this one was written
@@ -137,7 +138,7 @@ func headerBlocksFor(entriesLen int) int {
 }
 
 // encodeHeader writes h and the entries into buf, whose length is h.headerBlocks blocks.
-func encodeHeader(buf []byte, h *header, entries []Entry) {
+func encodeHeader(buf []byte, h *header, entries []Entry, salt uint64) {
 	clear(buf)
 	le := binary.LittleEndian
 	copy(buf, headerMagic)
@@ -180,7 +181,7 @@ func encodeHeader(buf []byte, h *header, entries []Entry) {
 		}
 		p = p[e.encodedLen():]
 	}
-	h.crc = Checksum(buf)
+	h.crc = headerChecksum(buf, salt)
 	le.PutUint32(buf[crcOffset:], h.crc)
 }
 
@@ -207,8 +208,8 @@ func decodeFixed(buf []byte) (header, error) {
 		entriesLen:    int(le.Uint32(buf[76:])),
 	}
 	copy(h.pool[:], buf[16:32])
-	if le.Uint32(buf[8:]) != formatVersion ||
-		h.headerBlocks < 1 || h.headerBlocks > maxHeaderBlocks ||
+	h.version = le.Uint32(buf[8:])
+	if h.headerBlocks < 1 || h.headerBlocks > maxHeaderBlocks ||
 		h.payloadBlocks < 0 || h.payloadBlocks > MaxPayloadBlocks ||
 		h.entriesLen < 0 || headerBlocksFor(h.entriesLen) > h.headerBlocks ||
 		h.entries < 0 || h.entries > h.entriesLen/8 {
@@ -218,11 +219,23 @@ func decodeFixed(buf []byte) (header, error) {
 }
 
 // decodeEntries verifies the checksum of a whole header and returns its entries,
-// with addresses. Inline content is copied; buf may be used again.
-func decodeEntries(buf []byte, h *header) ([]Entry, error) {
-	if !soundHeader(buf, h) {
+// with addresses. Inline content is copied; buf may be used again. A sound header that
+// cannot be understood is no torn one: ErrNewerFormat, or ErrDamaged.
+func decodeEntries(buf []byte, h *header, salt uint64) ([]Entry, error) {
+	if headerChecksum(buf, salt) != h.crc {
 		return nil, errNotHeader
 	}
+	if h.version != formatVersion {
+		return nil, fmt.Errorf("%w: batch %d is of format %d, and this program knows %d", ErrNewerFormat, h.seq, h.version, formatVersion)
+	}
+	entries, ok := parseEntries(buf, h)
+	if !ok {
+		return nil, fmt.Errorf("%w: the entries of batch %d", ErrDamaged, h.seq)
+	}
+	return entries, nil
+}
+
+func parseEntries(buf []byte, h *header) ([]Entry, bool) {
 	le := binary.LittleEndian
 	p := buf[fixedHeaderLen : fixedHeaderLen+h.entriesLen]
 	entries := make([]Entry, 0, h.entries)
@@ -230,7 +243,7 @@ func decodeEntries(buf []byte, h *header) ([]Entry, error) {
 	blocks := 0
 	for range h.entries {
 		if len(p) < 8 {
-			return nil, errNotHeader
+			return nil, false
 		}
 		e := Entry{Kind: Kind(p[0])}
 		n := int(le.Uint32(p[4:]))
@@ -238,29 +251,29 @@ func decodeEntries(buf []byte, h *header) ([]Entry, error) {
 		switch e.Kind {
 		case KindData:
 			if n < 1 || n > MaxPayloadBlocks || len(p) < 32+4*n {
-				return nil, errNotHeader
+				return nil, false
 			}
 			e.Volume, e.LBA, e.Epoch, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:]), uint64(n)
 			crcs = p[32 : 32+4*n]
 		case KindClear:
 			if len(p) < 32 {
-				return nil, errNotHeader
+				return nil, false
 			}
 			e.Volume, e.LBA, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:])
 		case KindBlob:
 			if n < 1 || n > MaxPayloadBlocks || len(p) < 8+4*n {
-				return nil, errNotHeader
+				return nil, false
 			}
 			e.Count = uint64(n)
 			crcs = p[8 : 8+4*n]
 		case KindCatalogue, KindCheckpoint:
 			if n < 0 || n > MaxInlineBytes || len(p) < 8+n {
-				return nil, errNotHeader
+				return nil, false
 			}
 			e.Inline = append([]byte(nil), p[8:8+n]...)
 		case KindOpen:
 		default:
-			return nil, fmt.Errorf("entry of unknown kind %d: %w", e.Kind, errNotHeader)
+			return nil, false
 		}
 		if crcs != nil {
 			e.CRCs = make([]uint32, n)
@@ -273,21 +286,23 @@ func decodeEntries(buf []byte, h *header) ([]Entry, error) {
 		if l := e.encodedLen(); l <= len(p) {
 			p = p[l:]
 		} else {
-			return nil, errNotHeader
+			return nil, false
 		}
 		entries = append(entries, e)
 	}
 	if blocks != h.payloadBlocks || len(p) != 0 {
-		return nil, errNotHeader
+		return nil, false
 	}
-	return entries, nil
+	return entries, true
 }
 
-// soundHeader tells whether buf, all header blocks of h, matches its checksum.
-func soundHeader(buf []byte, h *header) bool {
-	var zero [4]byte
-	c := crc32.Checksum(buf[:crcOffset], castagnoli)
-	c = crc32.Update(c, castagnoli, zero[:])
-	c = crc32.Update(c, castagnoli, buf[crcOffset+4:])
-	return c == h.crc
+// headerChecksum is the CRC32C of a header without its checksum, behind the pool's salt:
+// clients choose what payload says, and must not be able to make it say that it is a header.
+func headerChecksum(buf []byte, salt uint64) uint32 {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], salt)
+	c := crc32.Checksum(b[:], castagnoli)
+	c = crc32.Update(c, castagnoli, buf[:crcOffset])
+	c = crc32.Update(c, castagnoli, []byte{0, 0, 0, 0})
+	return crc32.Update(c, castagnoli, buf[crcOffset+4:])
 }

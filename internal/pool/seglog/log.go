@@ -3,6 +3,7 @@ package seglog
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -10,8 +11,8 @@ import (
 	"varve/internal/block"
 )
 
-// Log is an open log. Append is for one caller at a time; everything else may be
-// called concurrently.
+// Log is an open log. Its methods may be called concurrently, but for Recover, which
+// comes before all that write, and Close, which comes last.
 //
 // Lock order: syncMu, then mu, then segments.mu.
 type Log struct {
@@ -78,7 +79,7 @@ func (l *Log) Append(entries []Entry) (seq uint64, err error) {
 	} else {
 		l.header = l.header[:n]
 	}
-	encodeHeader(l.header, &h, entries)
+	encodeHeader(l.header, &h, entries, l.cfg.Salt)
 	l.bufs = append(l.bufs[:0], l.header)
 	addr := MakeAddr(h.segment, h.offset()+int64(h.headerBlocks)*block.Size)
 	for i := range entries {
@@ -112,7 +113,7 @@ func (l *Log) makeRoom(n int64) error {
 	l.next++
 	f, err := l.cfg.FS.Create(l.segments.name(id))
 	if err != nil {
-		return fmt.Errorf("create segment %016x: %w", id, noSpace(err))
+		return fmt.Errorf("create segment %016x: %w", id, NoSpace(err))
 	}
 	l.active, l.end = l.segments.insert(id, f), 0
 	l.unsynced = append(l.unsynced, l.active)
@@ -123,7 +124,7 @@ func (l *Log) makeRoom(n int64) error {
 // abandon undoes a batch whose write failed: what is left of it is cut off and the
 // segment is not written again, so that no later batch can follow a torn one.
 func (l *Log) abandon(cause error) error {
-	cause = noSpace(cause)
+	cause = NoSpace(cause)
 	failed := l.active
 	l.active = nil
 	if err := failed.file.Truncate(l.end); err != nil {
@@ -132,6 +133,7 @@ func (l *Log) abandon(cause error) error {
 	if failed.lastSeq == 0 { // nothing in it: do not leave an empty file per attempt
 		l.unsynced = l.unsynced[:len(l.unsynced)-1]
 		l.segments.release(failed)
+		l.segments.forget(failed.id)
 		if err := l.cfg.FS.Remove(l.segments.name(failed.id)); err != nil {
 			return l.stop(fmt.Errorf("write segment %016x: %w; and removing it failed: %w", failed.id, cause, err))
 		}
@@ -139,7 +141,8 @@ func (l *Log) abandon(cause error) error {
 	return fmt.Errorf("write segment %016x: %w", failed.id, cause)
 }
 
-func noSpace(err error) error {
+// NoSpace marks errors of a full disk or quota as block.ErrNoSpace.
+func NoSpace(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
 	}
@@ -151,7 +154,9 @@ func (l *Log) Stop(cause error) { _ = l.stop(cause) }
 
 func (l *Log) stop(cause error) error {
 	err := fmt.Errorf("%w until the pool is opened again: %w", ErrStopped, cause)
-	l.failure.CompareAndSwap(nil, &err)
+	if l.failure.CompareAndSwap(nil, &err) && l.cfg.OnStop != nil {
+		l.cfg.OnStop(err)
+	}
 	return *l.failure.Load()
 }
 
@@ -179,6 +184,8 @@ func (l *Log) Flush(seq uint64) error {
 	l.mu.Lock()
 	target := l.seq
 	todo := append([]*segment(nil), l.unsynced...)
+	l.segments.retain(todo)
+	defer l.segments.releaseAll(todo)
 	newNames := l.newNames
 	l.newNames = false
 	l.mu.Unlock()
@@ -234,7 +241,7 @@ func (l *Log) TryReadAt(addr Addr, p []byte) error {
 	return err
 }
 
-// Position is the end of the log. It must not be called during Append.
+// Position is the end of the log.
 func (l *Log) Position() Position {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -253,6 +260,28 @@ func (l *Log) DurableSeq() uint64 { return l.durable.Load() }
 
 // BytesWritten counts the bytes appended since the log was opened.
 func (l *Log) BytesWritten() uint64 { return l.written.Load() }
+
+// DropCaches makes later reads of what is durable come from the disk.
+func (l *Log) DropCaches() error {
+	numbers, err := l.segments.numbers()
+	if err != nil {
+		return err
+	}
+	for _, id := range numbers {
+		s, err := l.segments.acquire(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		err = s.file.DropCache()
+		l.segments.release(s)
+		if err != nil {
+			return fmt.Errorf("drop cache of segment %016x: %w", id, err)
+		}
+	}
+	return nil
+}
 
 // Segments lists the segments that exist, ascending.
 func (l *Log) Segments() ([]uint64, error) { return l.segments.numbers() }

@@ -9,7 +9,7 @@ import (
 	"varve/internal/block"
 )
 
-// Recovery tells what Open found behind the last checkpoint.
+// Recovery tells what Recover found behind the last checkpoint.
 type Recovery struct {
 	Batches   int    // replayed
 	LastSeq   uint64 // the newest of them
@@ -91,6 +91,9 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	}
 	for r.at.Seq < end.Seq {
 		h, entries, err := r.next(false)
+		if errors.Is(err, errEndOfChain) {
+			err = fmt.Errorf("%w: it was there a moment ago", ErrDamaged)
+		}
 		if err != nil {
 			return Recovery{}, fmt.Errorf("replay batch %d: %w", r.at.Seq+1, err)
 		}
@@ -254,7 +257,7 @@ func (r *reader) batch(seg uint64, off int64) (*header, []Entry, error) {
 	if head, err = r.bytes(seg, off, h.headerBlocks*block.Size); err != nil {
 		return nil, nil, err
 	}
-	entries, err := decodeEntries(head, &h)
+	entries, err := decodeEntries(head, &h, r.log.cfg.Salt)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -297,7 +300,7 @@ func (r *reader) bytes(seg uint64, off int64, n int) ([]byte, error) {
 		r.buf = make([]byte, size)
 	}
 	got, err := s.file.ReadAt(r.buf[:max(n, windowBytes)], off)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if got < n && err != nil && !errors.Is(err, io.EOF) { // what else the window reached may be unreadable
 		return nil, fmt.Errorf("read segment %016x at %d: %w", seg, off, err)
 	}
 	r.window, r.windowSeg, r.windowOff = r.buf[:got], seg, off

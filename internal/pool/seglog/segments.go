@@ -35,7 +35,10 @@ func newSegments(fs vfs.FS, dir string, limit int) *segments {
 	return &segments{fs: fs, dir: dir, limit: limit, open: map[uint64]*segment{}, idle: list.New()}
 }
 
-const segmentSuffix = ".seg"
+const (
+	segmentSuffix = ".seg"
+	maxSegments   = 1 << 40 // what an Addr has room for
+)
 
 func (t *segments) name(id uint64) string {
 	return path.Join(t.dir, fmt.Sprintf("%016x%s", id, segmentSuffix))
@@ -50,9 +53,14 @@ func (t *segments) numbers() ([]uint64, error) {
 	var ids []uint64
 	for _, n := range names { // sorted, and fixed-width hexadecimal sorts as numbers do
 		hex, ok := strings.CutSuffix(n, segmentSuffix)
-		if id, err := strconv.ParseUint(hex, 16, 64); ok && err == nil && len(hex) == 16 {
-			ids = append(ids, id)
+		if !ok {
+			continue
 		}
+		id, err := strconv.ParseUint(hex, 16, 64)
+		if err != nil || id == 0 || id >= maxSegments || t.name(id) != path.Join(t.dir, n) {
+			return nil, fmt.Errorf("%w: %s is not the name of a segment that this pool wrote; move it away", ErrDamaged, path.Join(t.dir, n))
+		}
+		ids = append(ids, id)
 	}
 	return ids, nil
 }
@@ -92,6 +100,21 @@ func (t *segments) use(s *segment) {
 	if s.refs++; s.idle != nil {
 		t.idle.Remove(s.idle)
 		s.idle = nil
+	}
+}
+
+// retain keeps open what the caller already holds by other means.
+func (t *segments) retain(held []*segment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range held {
+		t.use(s)
+	}
+}
+
+func (t *segments) releaseAll(held []*segment) {
+	for _, s := range held {
+		t.release(s)
 	}
 }
 
