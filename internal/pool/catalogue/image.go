@@ -104,13 +104,21 @@ func Decode(p []byte) (*Catalogue, error) {
 	c := New()
 	c.LastEpoch, c.LastVolume, c.LastState = im.LastEpoch, im.LastVolume, im.LastState
 	for _, v := range im.Volumes {
+		if v.Number == 0 || v.Number > c.LastVolume || c.volumes[v.Number] != nil || c.VolumeByName(v.Name) != nil {
+			return nil, fmt.Errorf("catalogue image: name or number of volume %d (%q) cannot be", v.Number, v.Name)
+		}
 		c.volumes[v.Number] = &Volume{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: unix(v.CreatedAt),
 			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head,
 		}
 		c.byName[v.Name] = v.Number
 	}
+	var before uint64
 	for _, si := range im.States {
+		if si.ID <= before || si.ID > c.LastState {
+			return nil, fmt.Errorf("catalogue image: state %d follows state %d of %d", si.ID, before, c.LastState)
+		}
+		before = si.ID
 		s := &State{
 			ID: si.ID, Kind: si.Kind, Volume: si.Volume, Parent: si.Parent, Epoch: si.Epoch, SizeBytes: si.SizeBytes,
 			Name: si.Name, CreatedAt: unix(si.CreatedAt), ExpiresAt: unix(si.ExpiresAt), Labels: si.Labels,
@@ -130,24 +138,43 @@ func Decode(p []byte) (*Catalogue, error) {
 		}
 		c.addState(s)
 	}
-	return c, c.verify()
+	if err := c.verify(); err != nil {
+		return nil, fmt.Errorf("catalogue image: %w", err)
+	}
+	return c, nil
 }
 
 // verify checks what Apply and the readers rely on.
 func (c *Catalogue) verify() error {
 	for _, v := range c.volumes {
 		if h := c.states[v.Head]; h == nil || h.Kind != Head || h.Volume != v.Number {
-			return fmt.Errorf("catalogue image: volume %q has no head", v.Name)
+			return fmt.Errorf("volume %q has no head", v.Name)
 		}
 	}
 	for _, s := range c.states {
-		p := c.states[s.Parent]
-		if s.Parent != 0 && (p == nil || p.Kind == Head || p.Epoch >= s.Epoch) {
-			return fmt.Errorf("catalogue image: state %d descends from state %d, which cannot be", s.ID, s.Parent)
-		}
-		if s.Kind != Hidden && c.volumes[s.Volume] == nil {
-			return fmt.Errorf("catalogue image: state %d is of volume %d, which is not there", s.ID, s.Volume)
+		if err := c.verifyState(s); err != nil {
+			return fmt.Errorf("state %d: %w", s.ID, err)
 		}
 	}
 	return nil
+}
+
+func (c *Catalogue) verifyState(s *State) error {
+	p, v := c.states[s.Parent], c.volumes[s.Volume]
+	switch {
+	case s.Parent != 0 && (p == nil || p.Kind == Head || p.Epoch >= s.Epoch):
+		return fmt.Errorf("it descends from state %d, which cannot be", s.Parent)
+	case s.Epoch == 0 || s.Epoch > c.LastEpoch:
+		return fmt.Errorf("its epoch is %d of %d", s.Epoch, c.LastEpoch)
+	case s.Kind == Hidden:
+	case s.Kind != Head && s.Kind != Snapshot:
+		return fmt.Errorf("it is of the unknown kind %d", s.Kind)
+	case v == nil:
+		return fmt.Errorf("it is of volume %d, which is not there", s.Volume)
+	case s.Kind == Head && v.Head != s.ID:
+		return fmt.Errorf("it is a second head of volume %q", v.Name)
+	case s.Kind == Snapshot && c.SnapshotByName(v, s.Name) != s:
+		return fmt.Errorf("it is the second snapshot %q of volume %q", s.Name, v.Name)
+	}
+	return checkSize(s.SizeBytes)
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/uuid"
+
+	"varve/internal/block"
 )
 
 // Op is a catalogue operation: exactly one of its fields is set. It is stored in
@@ -126,7 +128,7 @@ func nanos(t time.Time) int64 {
 }
 
 // Apply performs an operation. Whether it is allowed was decided before it was
-// logged; an operation that names what does not exist is an error and means damage.
+// logged; one that names what does not exist, or takes what is taken, is an error and means damage.
 // The maps of new snapshots are the caller's to set, with SetRoot.
 func (c *Catalogue) Apply(op *Op) error {
 	switch {
@@ -138,6 +140,9 @@ func (c *Catalogue) Apply(op *Op) error {
 			v.Name, v.Labels, v.Incomplete = o.Name, maps.Clone(o.Labels), false
 		})
 	case op.ResizeVolume != nil:
+		if err := checkSize(op.ResizeVolume.SizeBytes); err != nil {
+			return fmt.Errorf("resize volume %d: %w", op.ResizeVolume.Number, err)
+		}
 		return c.changeVolume(op.ResizeVolume.Number, func(v *Volume) {
 			c.replace(v.Head, func(s *State) { s.SizeBytes = op.ResizeVolume.SizeBytes })
 		})
@@ -148,8 +153,8 @@ func (c *Catalogue) Apply(op *Op) error {
 	case op.DeleteSnapshots != nil:
 		return c.deleteSnapshots(op.DeleteSnapshots.IDs)
 	case op.Protect != nil:
-		if c.states[op.Protect.ID] == nil {
-			return fmt.Errorf("protect: no state %d", op.Protect.ID)
+		if c.snapshot(op.Protect.ID) == nil {
+			return fmt.Errorf("protect: no snapshot %d", op.Protect.ID)
 		}
 		c.replace(op.Protect.ID, func(s *State) { s.Protected = op.Protect.Protected })
 		return nil
@@ -159,12 +164,31 @@ func (c *Catalogue) Apply(op *Op) error {
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }
 
-func (c *Catalogue) createVolume(o *CreateVolume) error {
-	if c.volumes[o.Number] != nil || c.VolumeByName(o.Name) != nil || c.states[o.HeadID] != nil {
-		return fmt.Errorf("create volume %q: taken", o.Name)
+// checkSize refuses sizes that no map can hold.
+func checkSize(sizeBytes int64) error {
+	if sizeBytes <= 0 || sizeBytes > block.MaxDeviceBytes {
+		return fmt.Errorf("a size of %d bytes", sizeBytes)
 	}
-	if o.From != 0 && c.states[o.From] == nil {
-		return fmt.Errorf("create volume %q: no state %d", o.Name, o.From)
+	return nil
+}
+
+// snapshot returns the state if it is a visible snapshot, else nil.
+func (c *Catalogue) snapshot(id uint64) *State {
+	if s := c.states[id]; s != nil && s.Kind == Snapshot {
+		return s
+	}
+	return nil
+}
+
+func (c *Catalogue) createVolume(o *CreateVolume) error {
+	if o.Number <= c.LastVolume || o.HeadID <= c.LastState || c.VolumeByName(o.Name) != nil {
+		return fmt.Errorf("create volume %q: its name or number is taken", o.Name)
+	}
+	if o.From != 0 && c.snapshot(o.From) == nil {
+		return fmt.Errorf("create volume %q: no snapshot %d", o.Name, o.From)
+	}
+	if err := checkSize(o.SizeBytes); err != nil {
+		return fmt.Errorf("create volume %q: %w", o.Name, err)
 	}
 	c.volumes[o.Number] = &Volume{
 		Number: o.Number, UUID: o.UUID, Name: o.Name, Labels: maps.Clone(o.Labels), CreatedAt: unix(o.CreatedAt),
@@ -187,6 +211,9 @@ func (c *Catalogue) changeVolume(number uint64, change func(*Volume)) error {
 	}
 	v := *old
 	change(&v)
+	if other := c.VolumeByName(v.Name); other != nil && other != old {
+		return fmt.Errorf("volume name %q is taken", v.Name)
+	}
 	delete(c.byName, old.Name)
 	c.byName[v.Name] = number
 	c.volumes[number] = &v
@@ -197,6 +224,9 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	v := c.volumes[number]
 	if v == nil {
 		return fmt.Errorf("delete volume: no volume %d", number)
+	}
+	if c.SnapshotCount(v) > 0 {
+		return fmt.Errorf("delete volume %q: it has snapshots", v.Name)
 	}
 	parent := c.states[v.Head].Parent
 	c.unlinkChild(parent, v.Head)
@@ -211,8 +241,8 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 func (c *Catalogue) createSnapshots(o *CreateSnapshots) error {
 	for _, n := range o.Of {
 		v := c.volumes[n.Volume]
-		if v == nil || c.states[n.ID] != nil {
-			return fmt.Errorf("snapshot %q: no volume %d", o.Name, n.Volume)
+		if v == nil || n.ID <= c.LastState || c.SnapshotByName(v, o.Name) != nil {
+			return fmt.Errorf("snapshot %q: no volume %d, or name or number is taken", o.Name, n.Volume)
 		}
 		c.freeze(v, &State{
 			ID: n.ID, UUID: n.UUID, Name: o.Name, CreatedAt: unix(o.CreatedAt), ExpiresAt: unix(o.ExpiresAt),
@@ -236,8 +266,8 @@ func (c *Catalogue) freeze(v *Volume, s *State) {
 
 func (c *Catalogue) deleteSnapshots(ids []uint64) error {
 	for _, id := range ids {
-		s := c.states[id]
-		if s == nil || s.Kind != Snapshot {
+		s := c.snapshot(id)
+		if s == nil {
 			return fmt.Errorf("delete snapshot: no snapshot %d", id)
 		}
 		delete(c.named[s.Volume], s.Name)
@@ -248,9 +278,9 @@ func (c *Catalogue) deleteSnapshots(ids []uint64) error {
 }
 
 func (c *Catalogue) rollback(o *Rollback) error {
-	v, to := c.volumes[o.Volume], c.states[o.To]
-	if v == nil || to == nil || c.states[o.KeptID] != nil {
-		return fmt.Errorf("roll back volume %d to state %d: not there", o.Volume, o.To)
+	v, to := c.volumes[o.Volume], c.snapshot(o.To)
+	if v == nil || to == nil || to.Volume != o.Volume || o.KeptID <= c.LastState || c.SnapshotByName(v, o.KeptName) != nil {
+		return fmt.Errorf("roll back volume %d to snapshot %d: not there, or name or number is taken", o.Volume, o.To)
 	}
 	c.freeze(v, &State{
 		ID: o.KeptID, UUID: o.KeptUUID, Name: o.KeptName, CreatedAt: unix(o.CreatedAt),
