@@ -1,0 +1,300 @@
+package blockmap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"varve/internal/pool/seglog"
+)
+
+// memoryLog is a log in memory.
+type memoryLog struct {
+	bytes []byte
+	fail  int // appends until one fails; 0: none does
+}
+
+var errFull = errors.New("full")
+
+func (l *memoryLog) append(p []byte) (seglog.Addr, error) {
+	if l.fail > 0 {
+		if l.fail--; l.fail == 0 {
+			return 0, errFull
+		}
+	}
+	at := seglog.MakeAddr(1, int64(len(l.bytes)))
+	l.bytes = append(l.bytes, p...)
+	return at, nil
+}
+
+func (l *memoryLog) read(a seglog.Addr, p []byte) error {
+	if a.Segment() != 1 || a.Offset()+int64(len(p)) > int64(len(l.bytes)) {
+		return fmt.Errorf("%w: nothing at %s", ErrDamaged, a)
+	}
+	copy(p, l.bytes[a.Offset():])
+	return nil
+}
+
+// plain is a map of blocks as a Go map: the mapped ones.
+type plain map[uint64]Entry
+
+// version is a state in both forms.
+type version struct {
+	root  Root
+	plain plain
+	epoch uint64
+}
+
+// machine does the same to a Tree and to a plain map.
+type machine struct {
+	t     *rapid.T
+	log   *memoryLog
+	store *Store
+	tree  *Tree
+	head  plain
+	kept  []version // frozen states
+
+	epoch, gen, addr uint64
+}
+
+func newMachine(t *rapid.T) *machine {
+	m := &machine{t: t, log: &memoryLog{}, head: plain{}, epoch: 1, gen: 1}
+	m.store = NewStore(rapid.SampledFrom([]int64{0, 4 << 10, 1 << 20}).Draw(t, "cache"), m.log.read)
+	m.tree = NewTree(Root{}, m.epoch, m.gen)
+	return m
+}
+
+func (m *machine) nextGen() uint64 { m.gen++; return m.gen }
+
+// extent draws a range in one of few places, across leaves and nodes of all levels.
+func (m *machine) extent() (lba, count uint64) {
+	bases := []uint64{0, 100, 250, 1<<15 - 20, 1<<22 - 300, 1<<29 - 5, MaxBlocks - 600}
+	lba = rapid.SampledFrom(bases).Draw(m.t, "base") + rapid.Uint64Range(0, 40).Draw(m.t, "offset")
+	return lba, rapid.SampledFrom([]uint64{1, 1, 1, 2, 7, 40, 256, 530}).Draw(m.t, "count")
+}
+
+func (m *machine) set() {
+	lba, count := m.extent()
+	entries := make([]Entry, count)
+	scattered := rapid.Bool().Draw(m.t, "scattered")
+	for i := range entries {
+		m.addr++
+		if scattered {
+			m.addr++
+		}
+		entries[i] = Entry{Addr: seglog.MakeAddr(7, int64(m.addr)*4096%(1<<29)) + seglog.Addr(m.addr>>17)<<24, Epoch: m.epoch, CRC: uint32(m.addr * 2654435761)}
+		m.head[lba+uint64(i)] = entries[i]
+	}
+	if err := m.tree.Set(m.store.NewPins(), lba, entries); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) clear() {
+	lba, count := m.extent()
+	if rapid.IntRange(0, 5).Draw(m.t, "much") == 0 {
+		lba, count = 0, rapid.SampledFrom([]uint64{1 << 8, 1 << 22, MaxBlocks}).Draw(m.t, "size")
+	}
+	if err := m.tree.Clear(m.store.NewPins(), lba, count, len(m.kept) > 0); err != nil {
+		m.t.Fatal(err)
+	}
+	maps.DeleteFunc(m.head, func(l uint64, _ Entry) bool { return l >= lba && l < lba+count })
+}
+
+func (m *machine) freeze() {
+	m.epoch++
+	m.kept = append(m.kept, version{m.tree.Freeze(m.epoch, m.nextGen()), maps.Clone(m.head), m.epoch - 1})
+}
+
+// checkpoint writes everything as it is now, while the tree goes on, and lets go of it.
+// It may be cut short, or the program may be started again from it.
+func (m *machine) checkpoint() {
+	head := version{m.tree.Freeze(m.epoch, m.nextGen()), maps.Clone(m.head), m.epoch}
+	roots := []Root{head.root}
+	for _, v := range m.kept {
+		roots = append(roots, v.root)
+	}
+	between := func(label string) {
+		for range rapid.IntRange(0, 2).Draw(m.t, label) {
+			m.set()
+		}
+	}
+	between("sets before")
+	w := m.store.NewWriter(m.log.append)
+	w.ChunkBytes = rapid.SampledFrom([]int{4096, 256 << 10}).Draw(m.t, "chunk")
+	m.log.fail = rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(m.t, "fail")
+	err := w.Write(roots)
+	if failed := m.log.fail == 0 && errors.Is(err, errFull); failed {
+		return
+	}
+	m.log.fail = 0
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	between("sets after")
+	if rapid.IntRange(0, 3).Draw(m.t, "restart") == 0 {
+		m.store = NewStore(4<<10, m.log.read)
+		load := func(r Root) Root {
+			s, ok := r.Slot()
+			if !ok {
+				m.t.Fatal("a root is not in the log")
+			}
+			return RootAt(s)
+		}
+		m.tree, m.head = NewTree(load(head.root), m.epoch, m.nextGen()), head.plain
+		for i := range m.kept {
+			m.kept[i].root = load(m.kept[i].root)
+		}
+		return
+	}
+	m.tree.Settle()
+	for i := range m.kept {
+		m.kept[i].root = m.kept[i].root.Settled()
+	}
+}
+
+func (m *machine) rollback() {
+	if len(m.kept) == 0 {
+		return
+	}
+	to := rapid.SampledFrom(m.kept).Draw(m.t, "to")
+	m.freeze()
+	m.tree, m.head = NewTree(to.root, m.epoch, m.nextGen()), maps.Clone(to.plain)
+}
+
+// waiting repeats a look-up until it has what it needs.
+func waiting(t tb, pins *Pins, look func() error) {
+	t.Helper()
+	for {
+		err := look()
+		miss, ok := err.(*Miss)
+		if !ok {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		if err := pins.Load(miss); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type tb interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
+// demand compares a root with a plain map by every way of reading.
+func (m *machine) demand(r Root, want plain) {
+	m.t.Helper()
+	if r.Mapped() != uint64(len(want)) {
+		m.t.Fatalf("%d blocks are mapped, want %d", r.Mapped(), len(want))
+	}
+	got := plain{}
+	_, err := m.store.Check(r, 0, func(lba uint64, entries []Entry) error {
+		for i, e := range entries {
+			if e.Mapped() {
+				got[lba+uint64(i)] = e
+			}
+		}
+		return nil
+	}, func(lba, blocks uint64, err error) { m.t.Fatalf("damage at %d,+%d: %v", lba, blocks, err) })
+	if err != nil || !maps.Equal(got, want) {
+		m.t.Fatalf("walked: %d entries, want %d; %v", len(got), len(want), err)
+	}
+	for range 3 {
+		lba, count := m.extent()
+		pins := m.store.NewPins()
+		out := make([]Entry, count)
+		waiting(m.t, pins, func() error { return r.Lookup(pins, lba, out) })
+		for i, e := range out {
+			w := want[lba+uint64(i)]
+			if e.Mapped() != w.Mapped() || (w.Mapped() && e != w) {
+				m.t.Fatalf("block %d is %+v, want %+v", lba+uint64(i), e, w)
+			}
+		}
+		var n uint64
+		var mapped bool
+		waiting(m.t, pins, func() (err error) {
+			n, mapped, err = r.Run(pins, lba, count)
+			return err
+		})
+		if n < 1 || n > count {
+			m.t.Fatalf("a run of %d, limit %d", n, count)
+		}
+		for i := range n {
+			if want[lba+i].Mapped() != mapped {
+				m.t.Fatalf("block %d of a run from %d: mapped is not %t", lba+i, lba, mapped)
+			}
+		}
+	}
+}
+
+// newer is what is newer than an epoch.
+func (p plain) newer(since uint64) plain {
+	q := maps.Clone(p)
+	maps.DeleteFunc(q, func(_ uint64, e Entry) bool { return e.Epoch <= since })
+	return q
+}
+
+func (m *machine) verify() {
+	m.t.Helper()
+	all := append(slices.Clone(m.kept), version{m.tree.Freeze(m.epoch, m.nextGen()), m.head, m.epoch})
+	for _, v := range all {
+		m.demand(v.root, v.plain)
+	}
+	v := rapid.SampledFrom(all).Draw(m.t, "state")
+	since := rapid.Uint64Range(0, v.epoch).Draw(m.t, "since")
+	got := plain{}
+	_, err := m.store.Check(v.root, since, func(lba uint64, entries []Entry) error {
+		for i, e := range entries {
+			if e.Epoch <= since {
+				m.t.Fatalf("block %d is of epoch %d", lba, e.Epoch)
+			}
+			if e.Mapped() {
+				got[lba+uint64(i)] = e
+			}
+		}
+		return nil
+	}, func(_, _ uint64, err error) { m.t.Fatal(err) })
+	if want := v.plain.newer(since); err != nil || !maps.Equal(got, want) {
+		m.t.Fatalf("since epoch %d: %d entries, want %d; %v", since, len(got), len(want), err)
+	}
+
+	var others []Root
+	left := v.plain.newer(since)
+	for range rapid.IntRange(0, 3).Draw(m.t, "others") {
+		o := rapid.SampledFrom(all).Draw(m.t, "other")
+		others = append(others, o.root)
+		maps.DeleteFunc(left, func(lba uint64, e Entry) bool { return o.plain[lba].Addr == e.Addr })
+	}
+	n, err := m.store.Exclusive(context.Background(), v.root, since, others)
+	if err != nil || n != uint64(len(left)) {
+		m.t.Fatalf("%d exclusive blocks, want %d; %v", n, len(left), err)
+	}
+}
+
+// TestTreesAgainstPlainMaps does random things to trees and to Go maps. Caches are tiny, so
+// that nearly everything goes through its bytes, whole or as a difference.
+func TestTreesAgainstPlainMaps(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newMachine(t)
+		set := func(*rapid.T) { m.set() }
+		t.Repeat(map[string]func(*rapid.T){
+			"set": set, "set more": set, "set much": set,
+			"clear":      func(*rapid.T) { m.clear() },
+			"freeze":     func(*rapid.T) { m.freeze() },
+			"checkpoint": func(*rapid.T) { m.checkpoint() },
+			"rollback":   func(*rapid.T) { m.rollback() },
+			"verify":     func(*rapid.T) { m.verify() },
+		})
+		m.verify()
+	})
+}
