@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"flag"
 	"maps"
 	"slices"
 	"testing"
@@ -11,9 +12,15 @@ import (
 	"varve/internal/vfs/crashfs"
 )
 
+func init() {
+	if err := flag.Set("rapid.steps", "100"); err != nil { // what the command line says comes later
+		panic(err)
+	}
+}
+
 // TestRandomOperationsAgainstModel does random things to a pool and to a model of
-// plain bytes, crashes now and then, and compares everything. 100 runs of about 100 steps;
-// -rapid.checks and -rapid.steps make it more.
+// plain bytes, crashes now and then, and compares everything. 100 runs of about 100 steps, ten
+// thousand operations; -rapid.checks and -rapid.steps make it any number.
 func TestRandomOperationsAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDriver(t)
