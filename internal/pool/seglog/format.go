@@ -110,6 +110,9 @@ const (
 // MaxPayloadBlocks bounds a batch; a longer write is several batches.
 const MaxPayloadBlocks = 2048
 
+// maxSeq is more batches than there is time for.
+const maxSeq = 1 << 62
+
 // MaxInlineBytes bounds the inline content of a batch.
 const MaxInlineBytes = 128 << 10
 

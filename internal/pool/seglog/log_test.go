@@ -293,3 +293,24 @@ func TestLogAgainstAList(t *testing.T) {
 		}
 	})
 }
+
+// A position that no log reaches, from a forged superblock, is refused: going on
+// from it would make segments that no address can name.
+func TestImpossiblePositionsAreRefused(t *testing.T) {
+	for _, p := range []Position{{Segment: maxSegments}, {Segment: 1, Offset: MaxSegmentBytes + 1}, {Seq: 1 << 63}} {
+		fs, l := newLog(t)
+		l.Close()
+		l = New(config(fs))
+		before, err := l.Segments()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Recover(p, 0, func(uint64, []Entry) error { return nil }); !errors.Is(err, ErrDamaged) {
+			t.Errorf("from %+v: %v", p, err)
+		}
+		if after, err := l.Segments(); err != nil || !slices.Equal(before, after) {
+			t.Errorf("segments %v became %v, %v", before, after, err)
+		}
+		l.Close()
+	}
+}

@@ -25,6 +25,9 @@ type Recovery struct {
 // ErrDamaged if a header at or below the newest known durable batch is unsound
 // or missing; what lies beyond is then untouched.
 func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entries []Entry) error) (Recovery, error) {
+	if from.Segment >= maxSegments-1 || from.Offset > MaxSegmentBytes || from.Seq >= maxSeq {
+		return Recovery{}, fmt.Errorf("%w: no log reaches batch %d in segment %016x at %d", ErrDamaged, from.Seq, from.Segment, from.Offset)
+	}
 	numbers, err := l.segments.numbers()
 	if err != nil {
 		return Recovery{}, err
