@@ -288,8 +288,10 @@ func (s *stress) rollbacks(rnd *rand.Rand, n int) error {
 	if err := errors.Join(dev.ReadAt(ctx, b, lba*block.Size), dev.Close()); err != nil {
 		return err
 	}
-	if v, err := versionOf(b, lba); err != nil || v != uint32(2*n+1) {
-		return fmt.Errorf("after a rollback block %d is of version %d, not %d: %v", lba, v, 2*n+1, err)
+	if v, err := versionOf(b, lba); err != nil {
+		return fmt.Errorf("after a rollback: %w", err)
+	} else if v != uint32(2*n+1) {
+		return fmt.Errorf("after a rollback block %d is of version %d, not %d", lba, v, 2*n+1)
 	}
 	return s.p.DeleteSnapshots(ctx, []pool.SnapshotRef{ref, {Volume: "b", Name: kept.Name}})
 }
