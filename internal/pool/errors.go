@@ -26,7 +26,7 @@ var (
 	// ErrNotPool: the directory holds no pool, or one whose creation was cut short.
 	ErrNotPool = errors.New("not a pool")
 	// ErrNewerFormat: the pool was written by a newer version.
-	ErrNewerFormat = errors.New("written by a newer version")
+	ErrNewerFormat = seglog.ErrNewerFormat
 	// ErrDamagedLog: a part of the log that was durable cannot be read.
 	ErrDamagedLog = seglog.ErrDamaged
 )
