@@ -133,6 +133,38 @@ func TestBadSectorInPayloadTakesThatBlockOnly(t *testing.T) {
 	d.p.Abandon()
 }
 
+// A sector of one slot of the superblock cannot be read: the other slot leads to the same state,
+// and the operator is told. Where neither can be read, the error says why.
+func TestBadSectorInTheSuperblock(t *testing.T) {
+	d := newDriver(t)
+	d.createVolume("v", 64<<10)
+	for range 2 {
+		d.submit("v", writeOp(0, 4096))
+		d.checkpoint()
+	}
+	d.submit("v", writeOp(4096, 4096))
+	d.p.Abandon()
+	for slot := range int64(2) {
+		e := *d
+		e.fs = d.fs.CrashImage(crashfs.KeepAll)
+		events := e.listen()
+		e.opts.FS = &disk{FS: e.fs, bad: &crashfs.Op{Path: superblockPath, Offset: slot*block.Size + 1024, Length: 512}}
+		e.open()
+		if got, want := e.dump(e.p), e.present().String(); got != want {
+			t.Fatalf("the pool holds\n%s\nthe model\n%s", got, want)
+		}
+		if !slices.Contains(*events, pool.EventDamage) {
+			t.Errorf("slot %d: nobody is told: %v", slot, *events)
+		}
+		e.p.Abandon()
+	}
+	o := d.opts
+	o.FS = &disk{FS: d.fs, bad: &crashfs.Op{Path: superblockPath, Length: 2 * block.Size}}
+	if _, err := pool.Open(ctx, o); !errors.Is(err, pool.ErrDamagedLog) || !errors.Is(err, errIO) {
+		t.Errorf("without a superblock opening ends with %v", err)
+	}
+}
+
 // The superblock's sync fails and the kernel goes on to show what was written. The pool is opened
 // by what is on the disk: else the next checkpoint would overwrite the only slot that is there.
 func TestSuperblockWhoseSyncFailedIsNotBelieved(t *testing.T) {

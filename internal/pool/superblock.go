@@ -117,24 +117,27 @@ func decodeSuperblock(b []byte) (superblock, error) {
 // readSuperblocks returns the sound slots, newest first. They are read from the disk: an
 // earlier process may have been told that a slot could not be synced, while the cache shows it.
 func readSuperblocks(f vfs.File) ([]superblock, error) {
-	b := make([]byte, 2*slotBytes)
 	err := f.Sync()
 	if err == nil {
 		err = f.DropCache()
-	}
-	if err == nil {
-		var n int
-		if n, err = f.ReadAt(b, 0); errors.Is(err, io.EOF) {
-			clear(b[n:])
-			err = nil
-		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	var found []superblock
-	for i := range 2 {
-		s, err := decodeSuperblock(b[i*slotBytes : (i+1)*slotBytes])
+	cause := errBadSlot
+	for i := range int64(2) {
+		b := make([]byte, slotBytes)
+		n, err := f.ReadAt(b, i*slotBytes)
+		if errors.Is(err, io.EOF) {
+			clear(b[n:])
+		} else if isLoss(err) { // as if it were not sound: that is what there are two for
+			cause = err
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("read superblock: %w", err)
+		}
+		s, err := decodeSuperblock(b)
 		if errors.Is(err, ErrNewerFormat) {
 			return nil, err
 		} else if err == nil {
@@ -142,7 +145,7 @@ func readSuperblocks(f vfs.File) ([]superblock, error) {
 		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("%w: neither slot of its superblock is sound", ErrDamagedLog)
+		return nil, fmt.Errorf("%w: neither slot of its superblock is sound: %w", ErrDamagedLog, cause)
 	}
 	slices.SortFunc(found, func(a, b superblock) int { return cmp.Compare(b.generation, a.generation) })
 	return found, nil
