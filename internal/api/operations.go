@@ -136,4 +136,6 @@ func service(api huma.API, d *daemon.Daemon) {
 		func(context.Context, *none) (contract.Pool, error) { return d.Pool(), nil })
 	operation(api, http.MethodPost, "/v1/checks", "check-pool", "Start to verify everything in the pool", http.StatusAccepted,
 		func(context.Context, *none) (contract.Job, error) { return d.StartCheck() })
+	operation(api, http.MethodPost, "/v1/reclaims", "reclaim", "Start to give space back", http.StatusAccepted,
+		func(context.Context, *none) (contract.Job, error) { return d.StartReclaim() })
 }

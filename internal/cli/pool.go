@@ -6,8 +6,9 @@ import (
 )
 
 type poolCommands struct {
-	Show  poolShow  `cmd:"" help:"Show the pool."`
-	Check poolCheck `cmd:"" help:"Read and verify everything in the pool; exit status 5 if anything is damaged."`
+	Show    poolShow    `cmd:"" help:"Show the pool."`
+	Reclaim poolReclaim `cmd:"" help:"Give all space back that nothing holds any more, now and thoroughly; it happens by itself as well."`
+	Check   poolCheck   `cmd:"" help:"Read and verify everything in the pool; exit status 5 if anything is damaged."`
 }
 
 type poolShow struct{}
@@ -30,12 +31,33 @@ func drawPool(w *table, p contract.Pool) {
 	w.row("snapshots", p.Snapshots)
 	w.row("hidden states", p.HiddenStates)
 	w.row("on disk", humanSize(p.PhysicalBytes))
+	w.row("live", humanSize(p.LiveBytes))
+	w.row("given back", humanSize(p.ReclaimedBytes))
 	w.row("free", humanSize(p.FreeBytes))
 	w.row("log written", humanSize(p.LogBytes))
 	w.row("segments", p.Segments)
 	w.row("checkpoints", p.Checkpoints)
 	w.row("map cache", humanSize(p.MapCacheBytes))
 	w.field("writes are stopped", p.ReadOnlyReason)
+}
+
+type poolReclaim struct{}
+
+// Run gives space back.
+func (poolReclaim) Run(t *terminal) error {
+	job, err := t.client.Reclaim(t.ctx)
+	if err != nil {
+		return err
+	}
+	return t.finish(job, func(r *contract.Result) error {
+		return t.print(r.Reclaim, func(w *table) {
+			w.row("given back", humanSize(r.Reclaim.FreedBytes))
+			w.row("copied for that", humanSize(r.Reclaim.CopiedBytes))
+			w.row("segments removed", r.Reclaim.Removed)
+			w.row("segments rewritten", r.Reclaim.Rewritten)
+			w.row("live", humanSize(r.Reclaim.LiveBytes))
+		})
+	})
 }
 
 type poolCheck struct {

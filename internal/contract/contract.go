@@ -142,12 +142,14 @@ const (
 	JobImport = "import"
 	JobExport = "export"
 	JobCheck  = "check"
+	// JobReclaim gives space back.
+	JobReclaim = "reclaim"
 )
 
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check"`
+	Kind       string   `json:"kind" enum:"import,export,check,reclaim"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -164,7 +166,17 @@ type Result struct {
 	Volume   *Volume  `json:"volume,omitempty" doc:"of an import"`
 	Export   *Export  `json:"export,omitempty"`
 	Check    *Check   `json:"check,omitempty"`
+	Reclaim  *Reclaim `json:"reclaim,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Reclaim is what giving space back came to.
+type Reclaim struct {
+	FreedBytes  int64 `json:"freed_bytes" doc:"that the log became smaller by"`
+	CopiedBytes int64 `json:"copied_bytes" doc:"written to make that possible"`
+	Removed     int   `json:"segments_removed"`
+	Rewritten   int   `json:"segments_rewritten"`
+	LiveBytes   int64 `json:"live_bytes" doc:"what volumes and snapshots hold"`
 }
 
 // Export is a written image file.
@@ -202,7 +214,10 @@ type Pool struct {
 	Snapshots      int    `json:"snapshots"`
 	HiddenStates   int    `json:"hidden_states" doc:"deleted snapshots that several descendants still share"`
 	PhysicalBytes  int64  `json:"physical_bytes" doc:"allocated on disk"`
-	LogBytes       int64  `json:"log_bytes" doc:"written to the log since the pool was made"`
+	LiveBytes      int64  `json:"live_bytes" doc:"what volumes and snapshots hold, with their maps; an estimate between two reclaim cycles"`
+	ReclaimedBytes int64  `json:"reclaimed_bytes" doc:"given back since the daemon started"`
+	CopiedBytes    int64  `json:"copied_bytes" doc:"written since the daemon started to be able to give space back"`
+	LogBytes       int64  `json:"log_bytes" doc:"written to the log since the daemon started"`
 	ClientBytes    int64  `json:"client_bytes" doc:"written by clients since the daemon started"`
 	Segments       int    `json:"segments"`
 	Checkpoints    uint64 `json:"checkpoints"`

@@ -30,6 +30,7 @@ func (d *Daemon) Pool() contract.Pool {
 		ID: info.ID.String(), Path: d.poolDir, FormatVersion: info.FormatVersion,
 		CreatedAt: contract.Time{Time: info.CreatedAt},
 		Volumes:   info.Volumes, Snapshots: info.Snapshots, HiddenStates: info.HiddenStates,
+		LiveBytes: info.LiveBytes, ReclaimedBytes: info.ReclaimedBytes, CopiedBytes: info.CopiedBytes,
 		PhysicalBytes: info.PhysicalBytes, LogBytes: info.LogBytes, ClientBytes: info.ClientBytes,
 		Segments: info.Segments, Checkpoints: info.Checkpoints,
 		DurableSeq: info.DurableSeq, LastSeq: info.LastSeq,
@@ -98,6 +99,16 @@ func (d *Daemon) StartCheck() (contract.Job, error) {
 		}
 		check, err := checked(report)
 		return &contract.Result{Check: check}, err
+	})
+}
+
+// StartReclaim starts a job that gives back all space that is dead now.
+func (d *Daemon) StartReclaim() (contract.Job, error) {
+	return d.jobs.start(contract.JobReclaim, "pool", false, func(ctx context.Context, _ *job) (*contract.Result, error) {
+		done, err := d.pool.Reclaim(ctx)
+		return &contract.Result{Reclaim: &contract.Reclaim{
+			FreedBytes: done.FreedBytes, CopiedBytes: done.CopiedBytes, Removed: done.Removed, Rewritten: done.Rewritten, LiveBytes: done.LiveBytes,
+		}}, err
 	})
 }
 

@@ -46,6 +46,7 @@ var actions = []action{
 	{"roll back further", func(d *driver) { d.rollback("a", "s1") }},
 	{"clone", func(d *driver) { d.cloneVolume("a", "s1", "twin") }},
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
+	{"reclaim", func(d *driver) { d.reclaim() }},
 	{"flush", func(d *driver) { d.flush("a") }},
 	{"write", func(d *driver) { d.submit("a", writeOp(8<<10, 20<<10)) }},
 	{"write across", func(d *driver) { d.submit("a", writeOp(700, 9000)) }},

@@ -40,6 +40,8 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		return CheckReport{}, fmt.Errorf("check: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
+	p.reclaimer.walking.RLock() // what is walked is not given back meanwhile
+	defer p.reclaimer.walking.RUnlock()
 	type subject struct {
 		root  blockmap.Root
 		name  string

@@ -41,16 +41,19 @@ func (p *Pool) checkpointNow() error {
 func (p *Pool) checkpoint() (err error) {
 	var cat *catalogue.Catalogue
 	heads := map[uint64]blockmap.Root{} // by state
+	var liveThen int64
 	last := p.super.Load()
 	next := superblock{
 		pool: last.pool, salt: last.salt, createdAt: last.createdAt, segmentBytes: last.segmentBytes, generation: last.generation + 1,
 	}
 	_ = p.exclusively(func() error { // which never fails
 		next.position = p.log.Position()
+		liveThen = p.reclaimer.live.Load()
 		p.checkpointer.begun(p)
 		p.mu.RLock()
 		defer p.mu.RUnlock()
 		cat = p.cat.Clone()
+		cat.LiveBytes = p.reclaimer.liveBytes()
 		for _, v := range p.volumes {
 			v.mu.Lock()
 			heads[cat.Volume(v.number).Head] = v.tree.Freeze(v.tree.Epoch(), p.nextGen())
@@ -100,6 +103,8 @@ func (p *Pool) checkpoint() (err error) {
 		return err
 	}
 	p.super.Store(&next)
+	p.reclaimer.older = p.reclaimer.newer
+	p.reclaimer.newer = freezeState(next.position, cat, heads, liveThen)
 	p.settle()
 	return nil
 }

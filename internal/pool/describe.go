@@ -166,6 +166,8 @@ func (p *Pool) usage(ctx context.Context, find func() (*catalogue.State, error))
 		return Usage{}, fmt.Errorf("pool: %w", block.ErrClosed)
 	}
 	defer p.end()
+	p.reclaimer.walking.RLock() // what is walked is not given back meanwhile
+	defer p.reclaimer.walking.RUnlock()
 	p.mu.RLock()
 	s, err := find()
 	if err != nil {
@@ -206,6 +208,8 @@ func (p *Pool) Info() Info {
 		DurableSeq: p.log.DurableSeq(), LastSeq: p.log.LastSeq(), LogBytes: int64(p.log.BytesWritten()),
 		ClientBytes: p.clientBytes.Load(), MapCacheBytes: p.store.CachedBytes(),
 	}
+	info.LiveBytes = p.reclaimer.liveBytes()
+	info.ReclaimedBytes, info.CopiedBytes = p.reclaimer.freed.Load(), p.reclaimer.copied.Load()
 	if err := p.log.Failure(); err != nil {
 		info.ReadOnlyReason = err.Error()
 	}
@@ -227,7 +231,8 @@ func (p *Pool) Info() Info {
 	segments, _ := p.log.Segments() // a directory that cannot be listed shows as empty
 	info.Segments = len(segments)
 	for _, id := range segments {
-		info.PhysicalBytes += p.allocated(p.log.SegmentPath(id))
+		_, allocated, _ := p.log.SegmentSize(id) // one that went meanwhile takes nothing
+		info.PhysicalBytes += allocated
 	}
 	for _, n := range []string{superblockName, reserveName} {
 		info.PhysicalBytes += p.allocated(path.Join(p.opts.Dir, n))

@@ -341,6 +341,15 @@ func (d *driver) checkpoint() {
 	d.step("checkpoint", true, func(*model) error { return nil }, func() error { return d.p.Checkpoint(ctx) })
 }
 
+// reclaim gives back what is dead, which changes nothing that anybody sees.
+func (d *driver) reclaim() {
+	d.tb.Helper()
+	d.step("reclaim", true, func(*model) error { return nil }, func() error {
+		_, err := d.p.Reclaim(ctx)
+		return err
+	})
+}
+
 func (d *driver) reopen() {
 	d.tb.Helper()
 	d.step("reopen", true, func(*model) error { return nil }, func() error {

@@ -89,10 +89,13 @@ type Info struct {
 	Snapshots     int
 	HiddenStates  int   // deleted snapshots that still have several children
 	PhysicalBytes int64 // allocated on disk by the pool's files
-	LogBytes      int64 // written to the log since the pool was opened
-	ClientBytes   int64 // payload written by clients since the pool was opened
-	Segments      int
-	Checkpoints   uint64
+	LiveBytes     int64 // what volumes and snapshots hold, with their maps; between two reclaim cycles an estimate
+	// ReclaimedBytes were given back since the pool was opened, and CopiedBytes written for that.
+	ReclaimedBytes, CopiedBytes int64
+	LogBytes                    int64 // written to the log since the pool was opened
+	ClientBytes                 int64 // payload written by clients since the pool was opened
+	Segments                    int
+	Checkpoints                 uint64
 	// DurableSeq and LastSeq are the newest durable and the newest written batch.
 	DurableSeq, LastSeq uint64
 	// ReadOnlyReason is why the pool accepts no writes any more; empty if it does.
@@ -106,6 +109,7 @@ const (
 	EventWriteStop        = "write-stop"        // nothing is written until the pool is opened again
 	EventRecovered        = "recovered"         // the pool was not closed in order
 	EventCheckpointFailed = "checkpoint-failed" // it is tried again
+	EventReclaimFailed    = "reclaim-failed"    // it is tried again
 )
 
 // Event is something an operator wants to know.

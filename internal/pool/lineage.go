@@ -166,12 +166,14 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		v.mu.Unlock()
 		delete(p.volumes, v.number)
 		p.refreshKeep()
+		p.reclaimer.deleted.Store(true)
 	case op.CreateSnapshots != nil:
 		for _, n := range op.CreateSnapshots.Of {
 			p.freeze(n.Volume, n.ID, nil)
 		}
 	case op.DeleteSnapshots != nil:
 		p.refreshKeep()
+		p.reclaimer.deleted.Store(true)
 	case op.Rollback != nil:
 		o := op.Rollback
 		p.freeze(o.Volume, o.KeptID, p.cat.State(o.To))
@@ -188,18 +190,20 @@ func (p *Pool) freeze(number, id uint64, to *catalogue.State) {
 	defer v.mu.Unlock()
 	p.cat.SetRoot(id, v.tree.Freeze(head.Epoch, p.nextGen()))
 	if to != nil {
-		v.tree = blockmap.NewTree(to.Root, head.Epoch, p.nextGen())
+		v.tree = blockmap.NewTree(to.Root, head.Epoch, 0, p.nextGen())
 		v.size.Store(to.SizeBytes)
 	}
 	v.keep = true
+	v.tree.SetSince(p.cat.ParentEpoch(head))
 }
 
 // refreshKeep finds out anew which heads have a parent, after states went.
 func (p *Pool) refreshKeep() {
 	for _, v := range p.volumes {
-		keep := p.cat.Head(p.cat.Volume(v.number)).Parent != 0
+		head := p.cat.Head(p.cat.Volume(v.number))
 		v.mu.Lock()
-		v.keep = keep
+		v.keep = head.Parent != 0
+		v.tree.SetSince(p.cat.ParentEpoch(head))
 		v.mu.Unlock()
 	}
 }

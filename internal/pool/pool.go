@@ -102,6 +102,7 @@ type Pool struct {
 	checkpointMu sync.Mutex
 	super        atomic.Pointer[superblock] // the newest on disk; replaced under checkpointMu
 	checkpointer checkpointer
+	reclaimer    reclaimer
 
 	clientBytes atomic.Int64
 }
@@ -123,6 +124,7 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	keepReserve(&o)
 	p.checkpointer.start(p)
+	p.reclaimer.start(p)
 	return p, nil
 }
 
@@ -213,6 +215,9 @@ func (p *Pool) recover(super *superblock, durable uint64) error {
 	if err != nil {
 		return err
 	}
+	if err := p.reclaimer.init(p); err != nil {
+		return err
+	}
 	if rec.LastSeq > super.durableSeq || rec.TornBytes > 0 {
 		p.event(EventRecovered, "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
 	}
@@ -279,6 +284,7 @@ func (p *Pool) close() error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
+	p.reclaimer.stop() // and with it those whom it holds back
 	p.requests.Wait()
 	p.checkpointer.stop()
 	defer p.abandon()

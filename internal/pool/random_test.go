@@ -97,6 +97,7 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 			"rename":     func(t *rapid.T) { d.rename(volume.Draw(t, "volume"), volume.Draw(t, "to")) },
 			"resize":     func(t *rapid.T) { d.resize(volume.Draw(t, "volume"), size.Draw(t, "size")) },
 			"checkpoint": func(t *rapid.T) { d.checkpoint() },
+			"reclaim":    func(t *rapid.T) { d.reclaim() },
 			"reopen":     func(t *rapid.T) { d.reopen() },
 			"crash": func(t *rapid.T) {
 				policies := []crashfs.Policy{crashfs.KeepAll, crashfs.DropAll, crashfs.Torn, crashfs.ProcessCrash, crashfs.Random(rapid.Uint64().Draw(t, "seed"))}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"varve/internal/block"
@@ -108,7 +109,19 @@ func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
 	if err != nil {
 		return damaged(err)
 	}
-	return p.fill(s, found, b, int(off%block.Size), wait)
+	err = p.fill(s, found, b, int(off%block.Size), wait)
+	for wait && errors.Is(err, block.ErrDamaged) {
+		// What was looked up may have been replaced, and its place given back, before it was read.
+		before := slices.Clone(found)
+		if e := waitFor(pins, look); e != nil {
+			return damaged(e)
+		}
+		if slices.Equal(before, found) {
+			break
+		}
+		err = p.fill(s, found, b, int(off%block.Size), wait)
+	}
+	return err
 }
 
 // fill reads the blocks that entries refer to into b, leaving out the first skip

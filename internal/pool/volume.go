@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ type volume struct {
 func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockmap.Root) *volume {
 	w := &volume{
 		pool: p, number: v.Number, keep: head.Parent != 0, devices: map[*Device]struct{}{},
-		tree: blockmap.NewTree(root, head.Epoch, p.nextGen()),
+		tree: blockmap.NewTree(root, head.Epoch, p.cat.ParentEpoch(head), p.nextGen()),
 	}
 	w.label.Store(&v.Name)
 	w.size.Store(head.SizeBytes)
@@ -52,7 +53,10 @@ func (v *volume) apply(pins *blockmap.Pins, e *seglog.Entry) error {
 }
 
 func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
-	defer func() { v.pool.checkpointer.dirty.Add(v.tree.TakeDirty()) }()
+	defer func() {
+		v.pool.checkpointer.dirty.Add(v.tree.TakeDirty())
+		v.pool.reclaimer.live.Add(v.tree.TakeLive() * block.Size)
+	}()
 	if e.LBA >= blockmap.MaxBlocks || e.Count > blockmap.MaxBlocks-e.LBA {
 		return fmt.Errorf("%w: %d blocks at %d of a volume", ErrDamagedLog, e.Count, e.LBA)
 	}
@@ -79,15 +83,19 @@ func (v *volume) lookup(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) e
 }
 
 // waitFor repeats a look-up until what it needs is in memory. No lock is held
-// while the log is read.
+// while the log is read; so a node may have been replaced and given back meanwhile, and is lost
+// only if the next look-up wants it again.
 func waitFor(pins *blockmap.Pins, lookup func() error) error {
+	var lost blockmap.Miss
 	for {
 		err := lookup()
 		miss, ok := err.(*blockmap.Miss)
 		if !ok {
 			return err
 		}
-		if err := pins.Load(miss); err != nil {
+		if err := pins.Load(miss); errors.Is(err, blockmap.ErrDamaged) && *miss != lost {
+			lost = *miss
+		} else if err != nil {
 			return err
 		}
 	}

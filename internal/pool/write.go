@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -73,7 +74,11 @@ var zeroCRC = seglog.Checksum(zeroBlock)
 
 // submit performs ops in order, as few batches as they fit into, and sets their errors.
 func (v *volume) submit(ctx context.Context, ops []*block.Op) {
-	if err := v.pool.checkpointer.throttle(ctx); err != nil {
+	err := v.pool.checkpointer.throttle(ctx)
+	if err == nil {
+		err = v.pool.reclaimer.throttle(ctx, v.pool)
+	}
+	if err != nil {
 		failAll(ops, err)
 		return
 	}
@@ -173,6 +178,7 @@ func (v *volume) commit(w *write) {
 	}
 	v.pool.clientBytes.Add(bytes)
 	v.pool.checkpointer.noticed(v.pool)
+	v.pool.reclaimer.noticed(v.pool)
 }
 
 // piece is a part of an op that becomes changes of one kind: bytes from lo up to hi.
@@ -247,7 +253,7 @@ func (v *volume) prepare(w *write, pins *blockmap.Pins, op *block.Op, p piece) (
 		if err := v.lookup(pins, lba, found); err != nil {
 			return err
 		}
-		return v.payload(w, ch, op, p, found)
+		return v.payload(w, ch, pins, op, p, found)
 	}()
 	if err != nil {
 		w.changes = w.changes[:len(w.changes)-1]
@@ -257,7 +263,7 @@ func (v *volume) prepare(w *write, pins *blockmap.Pins, op *block.Op, p piece) (
 }
 
 // payload gives a change its blocks and checksums.
-func (v *volume) payload(w *write, ch *change, op *block.Op, p piece, found []blockmap.Entry) error {
+func (v *volume) payload(w *write, ch *change, pins *blockmap.Pins, op *block.Op, p piece, found []blockmap.Entry) error {
 	firstCRC, firstSlice := len(w.crcs), len(w.slices)
 	for range found {
 		w.crcs = append(w.crcs, 0)
@@ -295,7 +301,7 @@ func (v *volume) payload(w *write, ch *change, op *block.Op, p piece, found []bl
 			w.slices = append(w.slices, e.merged)
 			ch.edges[ch.n] = e
 			ch.n++
-			if err := v.pool.readBlock(e.was, e.merged); err != nil {
+			if err := v.readCurrent(&e.was, pins, lba, e.merged); err != nil {
 				return err
 			}
 			e.merge()
@@ -307,6 +313,25 @@ func (v *volume) payload(w *write, ch *change, op *block.Op, p piece, found []bl
 	}
 	ch.entry.Kind, ch.entry.CRCs, ch.entry.Payload = seglog.KindData, crcs, w.slices[firstSlice:]
 	return nil
+}
+
+// readCurrent fills b with the block that the entry refers to. If that is lost, it looks
+// whether the block has been replaced since, and its place given back.
+func (v *volume) readCurrent(was *blockmap.Entry, pins *blockmap.Pins, lba uint64, b []byte) error {
+	for {
+		err := v.pool.readBlock(*was, b)
+		if !errors.Is(err, block.ErrDamaged) {
+			return err
+		}
+		var now [1]blockmap.Entry
+		if e := v.lookup(pins, lba, now[:]); e != nil {
+			return e
+		}
+		if now[0] == *was {
+			return err
+		}
+		*was = now[0]
+	}
 }
 
 // settleEdges makes sure that a change's edges hold what the block has now,

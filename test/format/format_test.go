@@ -243,6 +243,15 @@ func TestReaderFindsWhatAnOpenPoolHolds(t *testing.T) {
 	if n := c.differences; n == 0 {
 		t.Error("no map node was a difference")
 	}
+	done, err := w.p.Reclaim(ctx)
+	w.must(err)
+	if c, err = readPool(os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	compare(t, c, w.p)
+	if done.Rewritten == 0 || done.Removed == 0 || c.rewritten != done.Rewritten {
+		t.Errorf("of the segments %d are rewritten: %+v", c.rewritten, done)
+	}
 	w.must(w.p.Close(ctx))
 	for range 2 {
 		if c, err = readPool(os.DirFS(dir)); err != nil {

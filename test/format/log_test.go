@@ -75,6 +75,7 @@ type files struct {
 	order    []uint64
 
 	differences int // nodes read that were stored as one
+	rewritten   int // segments
 }
 
 func readFiles(dir fs.FS) (*files, error) {
@@ -103,6 +104,10 @@ func readFiles(dir fs.FS) (*files, error) {
 	if err != nil {
 		return nil, err
 	}
+	rewritten, err := fs.Glob(dir, "log/*.dns")
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range names {
 		id, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(name, "log/"), ".seg"), 16, 64)
 		if err != nil {
@@ -112,8 +117,43 @@ func readFiles(dir fs.FS) (*files, error) {
 			return nil, err
 		}
 	}
+	for _, name := range rewritten {
+		id, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(name, "log/"), ".dns"), 16, 64)
+		if err != nil {
+			return nil, err
+		}
+		b, err := fs.ReadFile(dir, name)
+		if err != nil {
+			return nil, err
+		}
+		if f.segments[id], err = f.spread(b, id); err != nil {
+			return nil, err
+		}
+		f.rewritten++
+	}
 	f.order = slices.Sorted(maps.Keys(f.segments))
 	return f, nil
+}
+
+// spread puts the blocks that a rewritten segment keeps back to where they were.
+func (f *files) spread(b []byte, id uint64) ([]byte, error) {
+	header := b[:int(le.Uint32(b[40:]))*blockBytes]
+	if string(b[:8]) != "VARVEDNS" || le.Uint32(b[12:]) != crcWithout(f.super.salt, header) ||
+		[16]byte(b[16:32]) != f.super.pool || le.Uint64(b[32:]) != id || !bytes.Equal(b[len(b)-len(header):], header) {
+		return nil, fmt.Errorf("rewritten segment %d is not sound", id)
+	}
+	bits, kept := int(le.Uint32(b[44:])), b[len(header):len(b)-len(header)]
+	out := make([]byte, bits*blockBytes)
+	for i := range bits {
+		if le.Uint64(b[64+i/64*8:])>>(i%64)&1 != 0 {
+			copy(out[i*blockBytes:], kept[:blockBytes])
+			kept = kept[blockBytes:]
+		}
+	}
+	if len(kept) != 0 {
+		return nil, fmt.Errorf("rewritten segment %d has %d bytes too many", id, len(kept))
+	}
+	return out, nil
 }
 
 // at returns the bytes that a pointer refers to, nil if they do not match it.

@@ -132,6 +132,11 @@ func (c *Client) Check(ctx context.Context) (contract.Job, error) {
 	return send[contract.Job](ctx, c, http.MethodPost, "/v1/checks", nil)
 }
 
+// Reclaim starts to give space back.
+func (c *Client) Reclaim(ctx context.Context) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, "/v1/reclaims", nil)
+}
+
 // Volumes lists volumes by name.
 func (c *Client) Volumes(ctx context.Context) ([]contract.Volume, error) {
 	return get[[]contract.Volume](ctx, c, "/v1/volumes")

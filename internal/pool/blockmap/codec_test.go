@@ -56,7 +56,7 @@ func pathTo(t testing.TB, s *Store, r Root, lba uint64) (path [rootLevel + 1]chi
 func TestDifferences(t *testing.T) {
 	l := &memoryLog{}
 	s := NewStore(0, l.read)
-	tree := NewTree(Root{}, 1, 1)
+	tree := NewTree(Root{}, 1, 0, 1)
 	fill(t, s, tree, 0, leafSlots)
 	whole := pathTo(t, s, written(t, s, l, tree), 0)[0]
 	tree.Settle()
@@ -123,10 +123,10 @@ func TestForgedChildPointersAreDamage(t *testing.T) {
 	l := &memoryLog{}
 	s := NewStore(1<<20, l.read)
 	const lba, far = 5, 1 << 20
-	mine := NewTree(Root{}, 1, 1)
+	mine := NewTree(Root{}, 1, 0, 1)
 	fill(t, s, mine, lba, 3)
 	root := written(t, s, l, mine)
-	theirs := NewTree(Root{}, 2, 100)
+	theirs := NewTree(Root{}, 2, 0, 100)
 	fill(t, s, theirs, lba, 9)
 	fill(t, s, theirs, far, 9)
 	other := written(t, s, l, theirs)
@@ -175,7 +175,7 @@ func TestForgedChildPointersAreDamage(t *testing.T) {
 func FuzzDecodeNode(f *testing.F) {
 	l := &memoryLog{}
 	s := NewStore(0, l.read)
-	tree := NewTree(Root{}, 3, 1)
+	tree := NewTree(Root{}, 3, 0, 1)
 	fill(f, s, tree, 0, leafSlots)
 	fill(f, s, tree, 1<<20, 5)
 	add := func(lba uint64) {

@@ -65,7 +65,7 @@ type machine struct {
 func newMachine(t *rapid.T) *machine {
 	m := &machine{t: t, log: &memoryLog{}, head: plain{}, epoch: 1, gen: 1}
 	m.store = NewStore(rapid.SampledFrom([]int64{0, 4 << 10, 1 << 20}).Draw(t, "cache"), m.log.read)
-	m.tree = NewTree(Root{}, m.epoch, m.gen)
+	m.tree = NewTree(Root{}, m.epoch, 0, m.gen)
 	return m
 }
 
@@ -146,7 +146,7 @@ func (m *machine) checkpoint() {
 			}
 			return RootAt(s)
 		}
-		m.tree, m.head = NewTree(load(head.root), m.epoch, m.nextGen()), head.plain
+		m.tree, m.head = NewTree(load(head.root), m.epoch, 0, m.nextGen()), head.plain
 		for i := range m.kept {
 			m.kept[i].root = load(m.kept[i].root)
 		}
@@ -164,7 +164,7 @@ func (m *machine) rollback() {
 	}
 	to := rapid.SampledFrom(m.kept).Draw(m.t, "to")
 	m.freeze()
-	m.tree, m.head = NewTree(to.root, m.epoch, m.nextGen()), maps.Clone(to.plain)
+	m.tree, m.head = NewTree(to.root, m.epoch, 0, m.nextGen()), maps.Clone(to.plain)
 }
 
 // waiting repeats a look-up until it has what it needs.

@@ -142,12 +142,15 @@ type Tree struct {
 	root  child
 	owner uint64 // the head's epoch
 	gen   uint64
+	since uint64 // epoch of the state that the tree descends from
 	dirty int64
+	live  int64
 }
 
-// NewTree returns a tree that starts as root. gen must never have been used before.
-func NewTree(root Root, epoch, gen uint64) *Tree {
-	return &Tree{root: root.c, owner: epoch, gen: gen}
+// NewTree returns a tree that starts as root and descends from the state of epoch since.
+// gen must never have been used before.
+func NewTree(root Root, epoch, since, gen uint64) *Tree {
+	return &Tree{root: root.c, owner: epoch, since: since, gen: gen}
 }
 
 // View is the tree's present root, for look-ups by whoever holds the caller's lock.
@@ -160,6 +163,17 @@ func (t *Tree) Epoch() uint64 { return t.owner }
 func (t *Tree) Freeze(epoch, gen uint64) Root {
 	t.owner, t.gen = epoch, gen
 	return Root{t.root}
+}
+
+// SetSince tells the tree that it descends from the state of another epoch now.
+func (t *Tree) SetSince(epoch uint64) { t.since = epoch }
+
+// TakeLive returns by how many blocks what the pool refers to has grown since the last
+// call: exactly, but where a subtree shared with an older state was cleared as a whole.
+func (t *Tree) TakeLive() int64 {
+	n := t.live
+	t.live = 0
+	return n
 }
 
 // TakeDirty returns approximately how many bytes of nodes were changed in memory since
@@ -250,8 +264,12 @@ func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {
 		var added uint64
 		before := len(leaf.entries)
 		for k := range count {
-			if !leaf.entry(i + k).Mapped() {
+			old := leaf.entry(i + k)
+			if !old.Mapped() {
 				added++
+			}
+			if !old.Mapped() || old.Epoch <= t.since { // else the old block dies
+				t.live++
 			}
 			leaf.setEntry(i+k, entries[k])
 		}
@@ -283,6 +301,7 @@ func (t *Tree) cleared(pins *Pins, c *child, level int, first, lo, hi uint64, ke
 		return *c, nil
 	}
 	if lo <= first && first+span(level) <= hi {
+		t.live -= int64(c.mappedBlocks())
 		if keep {
 			return child{tomb: true, epoch: t.owner}, nil
 		}
@@ -332,6 +351,9 @@ func (t *Tree) clearLeaf(n *node, first, lo, hi uint64, keep bool) {
 		e := n.entry(i)
 		if e.Mapped() {
 			n.mapped--
+			if e.Epoch > t.since {
+				t.live--
+			}
 		}
 		switch {
 		case !n.slots.has(i):

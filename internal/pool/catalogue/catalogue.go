@@ -72,6 +72,7 @@ type Catalogue struct {
 	LastEpoch  uint64
 	LastVolume uint64
 	LastState  uint64
+	LiveBytes  int64 // what the states refer to, as far as the pool knew when the image was made
 
 	volumes  map[uint64]*Volume
 	byName   map[string]uint64

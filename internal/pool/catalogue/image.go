@@ -16,6 +16,7 @@ type image struct {
 	LastState  uint64        `cbor:"3,keyasint"`
 	Volumes    []volumeImage `cbor:"4,keyasint"`
 	States     []stateImage  `cbor:"5,keyasint"`
+	LiveBytes  int64         `cbor:"6,keyasint,omitempty"`
 }
 
 type volumeImage struct {
@@ -60,7 +61,7 @@ type rootImage struct {
 // Encode returns the catalogue's bytes. heads gives the maps of the live heads
 // as they were at the same point of the log. Every root must lie in the log.
 func (c *Catalogue) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
-	im := image{LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState}
+	im := image{LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState, LiveBytes: c.LiveBytes}
 	for _, v := range c.Volumes() {
 		im.Volumes = append(im.Volumes, volumeImage{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: nanos(v.CreatedAt),
@@ -102,7 +103,7 @@ func Decode(p []byte) (*Catalogue, error) {
 		return nil, fmt.Errorf("catalogue image: %w", err)
 	}
 	c := New()
-	c.LastEpoch, c.LastVolume, c.LastState = im.LastEpoch, im.LastVolume, im.LastState
+	c.LastEpoch, c.LastVolume, c.LastState, c.LiveBytes = im.LastEpoch, im.LastVolume, im.LastState, max(im.LiveBytes, 0)
 	for _, v := range im.Volumes {
 		if v.Number == 0 || v.Number > c.LastVolume || c.volumes[v.Number] != nil || c.VolumeByName(v.Name) != nil {
 			return nil, fmt.Errorf("catalogue image: name or number of volume %d (%q) cannot be", v.Number, v.Name)

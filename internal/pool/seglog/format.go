@@ -100,12 +100,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func Checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
 const (
-	formatVersion   = 1 // docs/format.md says what stays at its place in every version
-	headerMagic     = "VARVEBAT"
-	fixedHeaderLen  = 80
-	maxHeaderBlocks = 64
-	crcOffset       = 12
+	formatVersion  = 1 // docs/format.md says what stays at its place in every version
+	headerMagic    = "VARVEBAT"
+	fixedHeaderLen = 80
+	crcOffset      = 12
 )
+
+// MaxHeaderBlocks bounds the header of a batch.
+const MaxHeaderBlocks = 64
 
 // MaxPayloadBlocks bounds a batch; a longer write is several batches.
 const MaxPayloadBlocks = 2048
@@ -212,7 +214,7 @@ func decodeFixed(buf []byte) (header, error) {
 	}
 	copy(h.pool[:], buf[16:32])
 	h.version = le.Uint32(buf[8:])
-	if h.headerBlocks < 1 || h.headerBlocks > maxHeaderBlocks ||
+	if h.headerBlocks < 1 || h.headerBlocks > MaxHeaderBlocks ||
 		h.payloadBlocks < 0 || h.payloadBlocks > MaxPayloadBlocks ||
 		h.entriesLen < 0 || headerBlocksFor(h.entriesLen) > h.headerBlocks ||
 		h.entries < 0 || h.entries > h.entriesLen/8 {

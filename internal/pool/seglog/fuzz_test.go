@@ -54,7 +54,7 @@ func FuzzRecover(f *testing.F) {
 	}
 	var template [3][]byte
 	for i, id := range numbers[:3] {
-		file, err := fs.Open(l.SegmentPath(id))
+		file, err := fs.Open(l.segments.name(id))
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func FuzzRecover(f *testing.F) {
 				reseal(content)
 			}
 			total += len(content)
-			file, err := fs.Create(New(config(fs)).SegmentPath(uint64(i + 1)))
+			file, err := fs.Create(New(config(fs)).segments.name(uint64(i + 1)))
 			if err == nil {
 				err = errors.Join(file.WriteAt([][]byte{content}, 0), file.Close())
 			}

@@ -45,7 +45,9 @@ func New(cfg Config) *Log {
 	if cfg.OpenFiles == 0 {
 		cfg.OpenFiles = 256
 	}
-	return &Log{cfg: cfg, segments: newSegments(cfg.FS, cfg.Dir, cfg.OpenFiles)}
+	l := &Log{cfg: cfg, segments: newSegments(cfg.FS, cfg.Dir, cfg.OpenFiles)}
+	l.segments.parse = l.readDense
+	return l
 }
 
 // Append writes entries as one batch and sets their addresses. When it returns
@@ -66,7 +68,7 @@ func (l *Log) Append(entries []Entry) (seq uint64, err error) {
 		h.payloadBlocks += entries[i].payloadBlocks()
 	}
 	h.headerBlocks = headerBlocksFor(h.entriesLen)
-	if h.payloadBlocks > MaxPayloadBlocks || h.headerBlocks > maxHeaderBlocks {
+	if h.payloadBlocks > MaxPayloadBlocks || h.headerBlocks > MaxHeaderBlocks {
 		return 0, fmt.Errorf("append to log: batch of %d header and %d payload blocks is too large", h.headerBlocks, h.payloadBlocks)
 	}
 	if err := l.makeRoom(h.bytes()); err != nil {
@@ -224,7 +226,7 @@ func (l *Log) ReadAt(addr Addr, p []byte) error {
 		return err
 	}
 	defer l.segments.release(s)
-	if _, err := s.file.ReadAt(p, addr.Offset()); err != nil {
+	if err := s.readAt(s.file.ReadAt, addr.Offset(), p); err != nil {
 		return fmt.Errorf("read %d bytes at %s: %w", len(p), addr, err)
 	}
 	return nil
@@ -237,8 +239,7 @@ func (l *Log) TryReadAt(addr Addr, p []byte) error {
 		return err
 	}
 	defer l.segments.release(s)
-	_, err = s.file.TryReadAt(p, addr.Offset())
-	return err
+	return s.readAt(s.file.TryReadAt, addr.Offset(), p)
 }
 
 // Position is the end of the log.
@@ -286,8 +287,20 @@ func (l *Log) DropCaches() error {
 // Segments lists the segments that exist, ascending.
 func (l *Log) Segments() ([]uint64, error) { return l.segments.numbers() }
 
-// SegmentPath returns the file name of a segment.
-func (l *Log) SegmentPath(id uint64) string { return l.segments.name(id) }
+// SegmentSize is the length of a segment's file in bytes, and what it takes on the disk.
+func (l *Log) SegmentSize(id uint64) (length, allocated int64, err error) {
+	fi, err := l.cfg.FS.Stat(l.segments.denseName(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		fi, err = l.cfg.FS.Stat(l.segments.name(id))
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("segment %016x: %w", id, err)
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return fi.Size(), st.Blocks * 512, nil
+	}
+	return fi.Size(), fi.Size(), nil
+}
 
 // Close closes the files. It does not flush.
 func (l *Log) Close() { l.segments.closeAll() }

@@ -113,8 +113,10 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err := l.begin(); err != nil {
 		return Recovery{}, err
 	}
-	rec.TornBytes, err = l.cutTail(end, numbers)
-	return rec, err
+	if rec.TornBytes, err = l.cutTail(end, numbers); err != nil {
+		return Recovery{}, err
+	}
+	return rec, l.removeLeftovers()
 }
 
 // settle writes out what the kernel holds of a segment and forgets it.

@@ -2,7 +2,9 @@ package seglog
 
 import (
 	"container/list"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"strconv"
 	"strings"
@@ -15,8 +17,10 @@ import (
 type segment struct {
 	id      uint64
 	file    vfs.File
+	dense   *dense // nil: as it was written
 	lastSeq uint64 // newest batch in it, while it is being written
 	refs    int
+	retired bool // another file has its name, or none
 	idle    *list.Element
 }
 
@@ -25,6 +29,7 @@ type segments struct {
 	fs    vfs.FS
 	dir   string
 	limit int
+	parse func(id uint64, f vfs.File) (*dense, error) // the header of a rewritten one
 
 	mu   sync.Mutex
 	open map[uint64]*segment
@@ -36,12 +41,25 @@ func newSegments(fs vfs.FS, dir string, limit int) *segments {
 }
 
 const (
-	segmentSuffix = ".seg"
+	segmentSuffix = ".seg"  // as it was written
+	denseSuffix   = ".dns"  // rewritten
 	maxSegments   = 1 << 40 // what an Addr has room for
 )
 
 func (t *segments) name(id uint64) string {
 	return path.Join(t.dir, fmt.Sprintf("%016x%s", id, segmentSuffix))
+}
+
+func (t *segments) denseName(id uint64) string {
+	return path.Join(t.dir, fmt.Sprintf("%016x%s", id, denseSuffix))
+}
+
+// path is the name of an open segment's file.
+func (t *segments) path(s *segment) string {
+	if s.dense != nil {
+		return t.denseName(s.id)
+	}
+	return t.name(s.id)
 }
 
 // numbers lists the segments that exist, ascending.
@@ -54,10 +72,15 @@ func (t *segments) numbers() ([]uint64, error) {
 	for _, n := range names { // sorted, and fixed-width hexadecimal sorts as numbers do
 		hex, ok := strings.CutSuffix(n, segmentSuffix)
 		if !ok {
-			continue
+			if hex, ok = strings.CutSuffix(n, denseSuffix); !ok {
+				continue
+			}
 		}
 		id, err := strconv.ParseUint(hex, 16, 64)
-		if err != nil || id == 0 || id >= maxSegments || t.name(id) != path.Join(t.dir, n) {
+		if len(ids) > 0 && ids[len(ids)-1] == id && err == nil {
+			continue // rewritten, and the old file not removed yet
+		}
+		if err != nil || id == 0 || id >= maxSegments || t.name(id) != path.Join(t.dir, hex+segmentSuffix) {
 			return nil, fmt.Errorf("%w: %s is not the name of a segment that this pool wrote; move it away", ErrDamaged, path.Join(t.dir, n))
 		}
 		ids = append(ids, id)
@@ -74,24 +97,52 @@ func (t *segments) acquire(id uint64) (*segment, error) {
 		return s, nil
 	}
 	t.mu.Unlock()
-	f, err := t.fs.Open(t.name(id))
+	f, d, err := t.openFile(id)
 	if err != nil {
 		return nil, fmt.Errorf("open segment %016x: %w", id, err)
 	}
-	return t.insert(id, f), nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.open[id]; s != nil {
+		_ = f.Close() // only read
+		t.use(s)
+		return s, nil
+	}
+	s := &segment{id: id, file: f, dense: d}
+	t.open[id] = s
+	t.use(s)
+	return s, nil
 }
 
-// insert adds an open file, or drops it where another has been added meanwhile.
+// openFile opens what a segment is now. It may be rewritten meanwhile: then the name that was not there
+// at first is there at last.
+func (t *segments) openFile(id uint64) (vfs.File, *dense, error) {
+	for range 2 {
+		f, err := t.fs.Open(t.denseName(id))
+		if err == nil {
+			d, err := t.parse(id, f)
+			if err != nil {
+				_ = f.Close() // only read
+				return nil, nil, err
+			}
+			return f, d, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, err
+		}
+		if f, err = t.fs.Open(t.name(id)); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return f, nil, err
+		}
+	}
+	return nil, nil, fs.ErrNotExist
+}
+
+// insert adds the file of a new segment.
 func (t *segments) insert(id uint64, f vfs.File) *segment {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.open[id]
-	if s != nil {
-		_ = f.Close() // a second handle that nothing was written through
-	} else {
-		s = &segment{id: id, file: f}
-		t.open[id] = s
-	}
+	s := &segment{id: id, file: f}
+	t.open[id] = s
 	t.use(s)
 	return s
 }
@@ -121,7 +172,9 @@ func (t *segments) releaseAll(held []*segment) {
 func (t *segments) release(s *segment) {
 	var closing *segment
 	t.mu.Lock()
-	if s.refs--; s.refs == 0 {
+	if s.refs--; s.refs == 0 && s.retired {
+		closing = s
+	} else if s.refs == 0 {
 		s.idle = t.idle.PushBack(s)
 		if t.idle.Len() > t.limit {
 			closing = t.idle.Remove(t.idle.Front()).(*segment)
@@ -133,6 +186,15 @@ func (t *segments) release(s *segment) {
 	if closing != nil {
 		_ = closing.file.Close() // synced or never written: nothing to lose
 	}
+}
+
+// retire lets a file go that no longer has its segment's name: who holds it reads on,
+// others open what is there now.
+func (t *segments) retire(s *segment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.retired = true
+	delete(t.open, s.id)
 }
 
 // closeAll closes every file; nobody uses them any more.

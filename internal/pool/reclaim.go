@@ -1,0 +1,391 @@
+package pool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
+)
+
+// frozenState is what a superblock describes: the pool at a position of the log.
+type frozenState struct {
+	position seglog.Position
+	roots    []rootSince
+	live     int64 // the live counter at that position
+}
+
+// rootSince is a state's map and the epoch of the state that it descends from.
+type rootSince struct {
+	root  blockmap.Root
+	since uint64
+}
+
+// freezeState describes a checkpoint whose maps lie in the log.
+func freezeState(at seglog.Position, cat *catalogue.Catalogue, heads map[uint64]blockmap.Root, live int64) *frozenState {
+	f := &frozenState{position: at, live: live}
+	for _, s := range cat.States() {
+		root := s.Root
+		if s.Kind == catalogue.Head {
+			root = heads[s.ID]
+		}
+		f.roots = append(f.roots, rootSince{root.Settled(), cat.ParentEpoch(s)})
+	}
+	return f
+}
+
+// reclaimer gives space back. What the older of the two superblocks does not refer to, in
+// segments wholly before its position, is dead for ever: see docs/design/reclaim.md.
+type reclaimer struct {
+	// walkers hold it shared while they read through roots that no superblock may know
+	// any more; a sweep holds it alone for each segment.
+	walking sync.RWMutex
+
+	running  bool
+	kick     chan struct{}
+	quit     chan struct{}
+	done     chan struct{}
+	deleted  atomic.Bool  // a state went since the last cycle began
+	earliest atomic.Int64 // Unix nanoseconds; before, a deletion alone starts no cycle
+	physical atomic.Int64 // bytes of segment files
+	live     atomic.Int64 // change of live bytes since the pool was opened, as far as known
+	marked   atomic.Int64 // live bytes by the last mark, less the counter at its position
+	left     atomic.Int64 // garbage that the last cycle left
+	stuck    atomic.Bool  // the last cycle gave next to nothing back
+
+	freed, copied atomic.Int64 // bytes, by all cycles
+
+	older, newer *frozenState // what the two superblocks describe; guarded by checkpointMu
+
+	mu     sync.Mutex
+	relief chan struct{} // closed when something was given back, or a cycle has ended
+}
+
+const (
+	reclaimLeast = 32 << 20 // garbage that is not worth a cycle
+	// The log may take 1.3 times what is live and 256 MiB, some of which is for what is under way
+	// when the bound is reached.
+	spaceSlack = 224 << 20
+	spaceTenth = 3
+	// maxVictims bounds the sets of live blocks that a sweep keeps, 2.3 KiB each.
+	maxVictims = 4096
+)
+
+func (r *reclaimer) init(p *Pool) error {
+	r.marked.Store(p.cat.LiveBytes)
+	r.relief = make(chan struct{})
+	numbers, err := p.log.Segments()
+	if err != nil {
+		return err
+	}
+	for _, id := range numbers {
+		length, _, err := p.log.SegmentSize(id)
+		if err != nil {
+			return err
+		}
+		r.physical.Add(length)
+	}
+	return nil
+}
+
+// liveBytes is what is live now, as far as known.
+func (r *reclaimer) liveBytes() int64 { return max(r.marked.Load()+r.live.Load(), 0) }
+
+// garbage estimates what could be given back.
+func (r *reclaimer) garbage(p *Pool) int64 {
+	return r.physical.Load() + int64(p.log.BytesWritten()) - r.liveBytes()
+}
+
+// worth tells whether a cycle should run.
+func (r *reclaimer) worth(p *Pool) bool {
+	return r.deleted.Load() && time.Now().UnixNano() > r.earliest.Load() || r.over(p) && !r.stuck.Load() ||
+		r.garbage(p)-r.left.Load() > max(reclaimLeast, r.liveBytes()/20)
+}
+
+// over tells whether the log is larger than it may be.
+func (r *reclaimer) over(p *Pool) bool {
+	return r.garbage(p) > r.liveBytes()/10*spaceTenth+spaceSlack
+}
+
+func (r *reclaimer) start(p *Pool) {
+	if p.opts.Manual {
+		return
+	}
+	r.running = true
+	r.kick, r.quit, r.done = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(r.done)
+		tick := time.NewTicker(2 * time.Second)
+		defer tick.Stop()
+		var written, cleaned uint64 // of the log, at the last tick and after the last thorough cycle
+		for {
+			idle := false
+			select {
+			case <-r.quit:
+				return
+			case <-r.kick:
+			case <-tick.C:
+				idle = written == p.log.BytesWritten()
+				written = p.log.BytesWritten()
+			}
+			switch {
+			case idle && cleaned != written && r.garbage(p) > wellCleaned(r.liveBytes()):
+				r.cycle(p, wellCleaned)
+				written = p.log.BytesWritten()
+				cleaned = written
+			case r.worth(p):
+				r.cycle(p, busyCleaned)
+			}
+			r.relieve()
+		}
+	}()
+}
+
+func (r *reclaimer) cycle(p *Pool, target func(live int64) int64) {
+	defer func(start time.Time) {
+		// Frequent deletions share cycles: a mark reads every map.
+		r.earliest.Store(time.Now().Add(10 * time.Since(start)).UnixNano())
+	}(time.Now())
+	if _, err := p.reclaim(context.Background(), target); err != nil && !errors.Is(err, ErrWriteStopped) {
+		p.event(EventReclaimFailed, "log", err.Error())
+	}
+}
+
+func (r *reclaimer) stop() {
+	if r.running {
+		close(r.quit)
+		<-r.done
+		r.relieve()
+	}
+}
+
+func (r *reclaimer) relieve() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.relief)
+	r.relief = make(chan struct{})
+}
+
+// noticed wakes the reclaimer if there is something to do.
+func (r *reclaimer) noticed(p *Pool) {
+	if r.running && r.worth(p) {
+		select {
+		case r.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// throttle holds a writer back while the log is larger than it may be, as long as cycles help.
+func (r *reclaimer) throttle(ctx context.Context, p *Pool) error {
+	for r.running && r.over(p) && !r.stuck.Load() {
+		r.mu.Lock()
+		relief := r.relief
+		r.mu.Unlock()
+		r.noticed(p)
+		select {
+		case <-relief:
+		case <-r.quit:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Reclaimed tells what a cycle did.
+type Reclaimed struct {
+	FreedBytes  int64 // that the log became smaller by
+	CopiedBytes int64 // that were written to make that possible
+	Removed     int   // segments
+	Rewritten   int
+	LiveBytes   int64 // found by the mark
+}
+
+// Reclaim gives back what was dead when it was called, in every segment that a tenth of is.
+func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
+	if !p.begin() {
+		return Reclaimed{}, fmt.Errorf("reclaim: pool: %w", block.ErrClosed)
+	}
+	defer p.end()
+	return p.reclaim(ctx, func(int64) int64 { return 0 })
+}
+
+// busyCleaned is how much garbage a cycle leaves while writers are busy, wellCleaned otherwise:
+// the less is left, the more live blocks are copied for each that is freed.
+func busyCleaned(live int64) int64 { return live/10 + 64<<20 }
+func wellCleaned(live int64) int64 { return live/20 + 16<<20 }
+
+func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (Reclaimed, error) {
+	r := &p.reclaimer
+	r.deleted.Store(false)
+	// Two checkpoints make both superblocks know all that is dead now.
+	for range 2 {
+		err := p.checkpointNow()
+		if errors.Is(err, block.ErrNoSpace) && releaseReserve(&p.opts) {
+			err = p.checkpointNow()
+		}
+		if err != nil {
+			return Reclaimed{}, err
+		}
+	}
+	p.checkpointMu.Lock()
+	basis := r.older
+	p.checkpointMu.Unlock()
+	out, err := p.sweep(ctx, basis, target)
+	r.left.Store(max(r.garbage(p), 0))
+	r.stuck.Store(out.FreedBytes < reclaimLeast/4)
+	if err != nil {
+		return out, fmt.Errorf("reclaim: %w", err)
+	}
+	return out, nil
+}
+
+// sweep cleans the segments before the basis.
+func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live int64) int64) (Reclaimed, error) {
+	var out Reclaimed
+	live, err := p.markSizes(basis)
+	if err != nil {
+		return out, err
+	}
+	for _, n := range live {
+		out.LiveBytes += n
+	}
+	p.reclaimer.marked.Store(out.LiveBytes - basis.live)
+	victims, err := p.victims(basis, live, target)
+	if err != nil {
+		return out, err
+	}
+	sets, err := p.markBlocks(basis, victims)
+	if err != nil {
+		return out, err
+	}
+	for _, id := range victims {
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
+		if !p.reclaimer.walking.TryLock() {
+			continue // for a later cycle
+		}
+		freed, size, err := p.log.Compact(id, sets[id])
+		p.reclaimer.walking.Unlock()
+		if err != nil {
+			return out, err
+		}
+		p.reclaimer.physical.Add(-freed)
+		p.reclaimer.relieve() // room for a few more writes already
+		out.FreedBytes += freed
+		switch {
+		case freed > 0 && size == 0:
+			out.Removed++
+		case freed > 0:
+			out.Rewritten++
+			out.CopiedBytes += size
+			p.reclaimer.copied.Add(size)
+		}
+		p.reclaimer.freed.Add(freed)
+	}
+	return out, nil
+}
+
+// markSizes finds how many bytes of each segment the basis refers to.
+func (p *Pool) markSizes(basis *frozenState) (map[uint64]int64, error) {
+	live := map[uint64]int64{}
+	for _, r := range basis.roots {
+		err := p.store.Mark(r.root, r.since, func(n blockmap.Ptr) {
+			live[n.Addr.Segment()] += int64(n.Length)
+		}, func(entries []blockmap.Entry) {
+			for _, e := range entries {
+				if e.Mapped() && e.Epoch > r.since {
+					live[e.Addr.Segment()] += block.Size
+				}
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("mark: %w", err)
+		}
+	}
+	return live, nil
+}
+
+// victims are the segments to clean, the emptiest first, until at most target of garbage is left
+// in those before the basis.
+func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(live int64) int64) ([]uint64, error) {
+	numbers, err := p.log.Segments()
+	if err != nil {
+		return nil, err
+	}
+	type victim struct {
+		id      uint64
+		share   float64 // of it that is live
+		garbage int64
+	}
+	var found []victim
+	var garbage, all int64
+	for _, id := range numbers {
+		if id >= basis.position.Segment {
+			break
+		}
+		size, _, err := p.log.SegmentSize(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		garbage += max(size-live[id], 0)
+		all += live[id]
+		if share := float64(live[id]) / float64(max(size, 1)); share < seglog.CompactBelow {
+			found = append(found, victim{id, share, size - live[id]})
+		}
+	}
+	slices.SortFunc(found, func(a, b victim) int { return cmp.Compare(a.share, b.share) })
+	var ids []uint64
+	for _, v := range found[:min(len(found), maxVictims)] {
+		if v.share > 0 && garbage <= target(all) {
+			break
+		}
+		ids = append(ids, v.id)
+		garbage -= v.garbage
+	}
+	return ids, nil
+}
+
+// markBlocks finds which blocks of the victims the basis refers to.
+func (p *Pool) markBlocks(basis *frozenState, victims []uint64) (map[uint64]seglog.BlockSet, error) {
+	sets := make(map[uint64]seglog.BlockSet, len(victims))
+	for _, id := range victims {
+		sets[id] = seglog.NewBlockSet(p.log.SegmentBlocks())
+	}
+	if len(sets) == 0 {
+		return sets, nil
+	}
+	for _, r := range basis.roots {
+		err := p.store.Mark(r.root, r.since, func(n blockmap.Ptr) {
+			if set := sets[n.Addr.Segment()]; set != nil {
+				for off := n.Addr.Offset() / block.Size; off*block.Size < n.Addr.Offset()+int64(n.Length); off++ {
+					set.Add(int(off))
+				}
+			}
+		}, func(entries []blockmap.Entry) {
+			for _, e := range entries {
+				if set := sets[e.Addr.Segment()]; e.Mapped() && set != nil {
+					set.Add(int(e.Addr.Offset() / block.Size))
+				}
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("mark: %w", err)
+		}
+	}
+	return sets, nil
+}
