@@ -97,6 +97,9 @@ func (l *Log) Append(entries []Entry) (seq uint64, err error) {
 	if err != nil {
 		return 0, l.abandon(err)
 	}
+	if from, to := l.end/writebackBytes, (l.end+h.bytes())/writebackBytes; from != to {
+		l.active.file.StartWriteback(from*writebackBytes, (to-from)*writebackBytes)
+	}
 	l.end += h.bytes()
 	l.seq, l.prevCRC = h.seq, h.crc
 	l.active.lastSeq = h.seq
@@ -104,6 +107,10 @@ func (l *Log) Append(entries []Entry) (seq uint64, err error) {
 	l.appended.Store(h.seq)
 	return h.seq, nil
 }
+
+// writebackBytes is how much is written before the kernel is asked to begin to write it out, so that
+// a later sync finds little left to do.
+const writebackBytes = 8 << 20
 
 // makeRoom sees to it that active has room for n bytes.
 func (l *Log) makeRoom(n int64) error {
