@@ -68,6 +68,9 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		c := blockCheck{pool: p, ctx: ctx, report: &report, object: s.name}
 		nodes, err := p.store.Check(s.root, s.since, c.verify, c.found)
 		report.MapNodes += nodes
+		if err == nil {
+			err = c.flush()
+		}
 		if err != nil {
 			return report, fmt.Errorf("check %s: %w", s.name, err)
 		}
@@ -110,48 +113,83 @@ func (p *Pool) stateName(s *catalogue.State) string {
 	return SnapshotRef{v.Name, s.Name}.String()
 }
 
-// blockCheck verifies the blocks of one state.
+// blockCheck verifies the blocks of one state, some at a time in the order in which they lie in the
+// log: by LBA a volume that was written at random would be read at random.
 type blockCheck struct {
-	pool   *Pool
-	ctx    context.Context
-	report *CheckReport
-	object string
-	buf    []byte
+	pool    *Pool
+	ctx     context.Context
+	report  *CheckReport
+	object  string
+	pending []checked
+	buf     []byte
 }
 
+// checked is a block that is to be verified.
+type checked struct {
+	lba   uint64
+	entry blockmap.Entry
+}
+
+const (
+	checkedAtOnce = 1 << 17 // 4 MiB of them
+	checkedRun    = 256     // blocks read at a time
+)
+
 func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
-	if err := c.ctx.Err(); err != nil {
-		return err
+	for i, e := range entries {
+		if e.Mapped() {
+			c.pending = append(c.pending, checked{lba + uint64(i), e})
+		}
 	}
-	for i := 0; i < len(entries); {
+	if len(c.pending) < checkedAtOnce {
+		return nil
+	}
+	return c.flush()
+}
+
+// flush verifies what is pending, and tells what is damaged by LBA.
+func (c *blockCheck) flush() error {
+	slices.SortFunc(c.pending, func(a, b checked) int { return cmp.Compare(a.entry.Addr, b.entry.Addr) })
+	type finding struct {
+		lba uint64
+		err error
+	}
+	var bad []finding
+	for left := c.pending; len(left) > 0; {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		n := 1
-		for i+n < len(entries) && continues(entries[i], entries[i+n], n) {
+		for n < len(left) && n < checkedRun && continues(left[0].entry, left[n].entry, n) {
 			n++
 		}
-		if entries[i].Mapped() {
-			if err := c.verifyRun(lba+uint64(i), entries[i:i+n]); err != nil {
-				return err
-			}
+		if err := c.verifyRun(left[:n], func(lba uint64, err error) { bad = append(bad, finding{lba, err}) }); err != nil {
+			return err
 		}
-		i += n
+		left = left[n:]
 	}
+	slices.SortFunc(bad, func(a, b finding) int { return cmp.Compare(a.lba, b.lba) })
+	for _, f := range bad {
+		c.found(f.lba, 1, f.err)
+	}
+	c.pending = c.pending[:0]
 	return nil
 }
 
-func (c *blockCheck) verifyRun(lba uint64, run []blockmap.Entry) error {
-	if need := len(run) * block.Size; cap(c.buf) < need {
-		c.buf = make([]byte, need)
+func (c *blockCheck) verifyRun(run []checked, damaged func(lba uint64, err error)) error {
+	if c.buf == nil {
+		c.buf = make([]byte, checkedRun*block.Size)
 	}
 	b := c.buf[:len(run)*block.Size]
 	c.report.Blocks += int64(len(run))
-	whole := c.pool.log.ReadAt(run[0].Addr, b) == nil
-	for i, e := range run {
+	whole := c.pool.log.ReadAt(run[0].entry.Addr, b) == nil
+	for i, k := range run {
 		one := b[i*block.Size : (i+1)*block.Size]
-		if whole && seglog.Checksum(one) == e.CRC {
+		if whole && seglog.Checksum(one) == k.entry.CRC {
 			continue
 		}
-		if err := c.pool.readBlock(e, one); errors.Is(err, block.ErrDamaged) {
-			c.found(lba+uint64(i), 1, err)
+		if err := c.pool.readBlock(k.entry, one); errors.Is(err, block.ErrDamaged) {
+			damaged(k.lba, err)
 		} else if err != nil {
 			return err
 		}
