@@ -50,9 +50,11 @@ type reclaimer struct {
 	// any more; a sweep holds it alone for each segment.
 	walking sync.RWMutex
 
+	cycles   sync.Mutex // one cycle at a time: a set of live blocks holds for the files it was made for
 	running  bool
 	kick     chan struct{}
-	quit     chan struct{}
+	quit     context.Context // ends when the pool is closed, and with it the cycle
+	end      context.CancelFunc
 	done     chan struct{}
 	deleted  atomic.Bool  // a state went since the last cycle began
 	earliest atomic.Int64 // Unix nanoseconds; before, a deletion alone starts no cycle
@@ -121,7 +123,10 @@ func (r *reclaimer) start(p *Pool) {
 		return
 	}
 	r.running = true
-	r.kick, r.quit, r.done = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	r.kick, r.done = make(chan struct{}, 1), make(chan struct{})
+	r.quit, r.end = context.WithCancel(context.Background())
+	// What was deleted before the pool was closed may still lie there, and nothing else tells.
+	r.deleted.Store(r.physical.Load() > reclaimLeast)
 	go func() {
 		defer close(r.done)
 		tick := time.NewTicker(2 * time.Second)
@@ -130,7 +135,7 @@ func (r *reclaimer) start(p *Pool) {
 		for {
 			idle := false
 			select {
-			case <-r.quit:
+			case <-r.quit.Done():
 				return
 			case <-r.kick:
 			case <-tick.C:
@@ -155,14 +160,14 @@ func (r *reclaimer) cycle(p *Pool, target func(live int64) int64) {
 		// Frequent deletions share cycles: a mark reads every map.
 		r.earliest.Store(time.Now().Add(10 * time.Since(start)).UnixNano())
 	}(time.Now())
-	if _, err := p.reclaim(context.Background(), target); err != nil && !errors.Is(err, ErrWriteStopped) {
+	if _, err := p.reclaim(r.quit, target); err != nil && !errors.Is(err, ErrWriteStopped) && r.quit.Err() == nil {
 		p.event(EventReclaimFailed, "log", err.Error())
 	}
 }
 
 func (r *reclaimer) stop() {
 	if r.running {
-		close(r.quit)
+		r.end()
 		<-r.done
 		r.relieve()
 	}
@@ -194,7 +199,7 @@ func (r *reclaimer) throttle(ctx context.Context, p *Pool) error {
 		r.noticed(p)
 		select {
 		case <-relief:
-		case <-r.quit:
+		case <-r.quit.Done():
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -226,9 +231,17 @@ func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
 func busyCleaned(live int64) int64 { return live/10 + 64<<20 }
 func wellCleaned(live int64) int64 { return live/20 + 16<<20 }
 
-func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (Reclaimed, error) {
+func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out Reclaimed, err error) {
 	r := &p.reclaimer
-	r.deleted.Store(false)
+	r.cycles.Lock()
+	defer r.cycles.Unlock()
+	if r.deleted.Swap(false) {
+		defer func() {
+			if err != nil {
+				r.deleted.Store(true)
+			}
+		}()
+	}
 	// Two checkpoints make both superblocks know all that is dead now.
 	for range 2 {
 		err := p.checkpointNow()
@@ -242,7 +255,7 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (Recl
 	p.checkpointMu.Lock()
 	basis := r.older
 	p.checkpointMu.Unlock()
-	out, err := p.sweep(ctx, basis, target)
+	out, err = p.sweep(ctx, basis, target)
 	r.left.Store(max(r.garbage(p), 0))
 	r.stuck.Store(out.FreedBytes < reclaimLeast/4)
 	if err != nil {
@@ -254,7 +267,7 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (Recl
 // sweep cleans the segments before the basis.
 func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live int64) int64) (Reclaimed, error) {
 	var out Reclaimed
-	live, err := p.markSizes(basis)
+	live, err := p.markSizes(ctx, basis)
 	if err != nil {
 		return out, err
 	}
@@ -266,7 +279,7 @@ func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live i
 	if err != nil {
 		return out, err
 	}
-	sets, err := p.markBlocks(basis, victims)
+	sets, err := p.markBlocks(ctx, basis, victims)
 	if err != nil {
 		return out, err
 	}
@@ -299,10 +312,10 @@ func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live i
 }
 
 // markSizes finds how many bytes of each segment the basis refers to.
-func (p *Pool) markSizes(basis *frozenState) (map[uint64]int64, error) {
+func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]int64, error) {
 	live := map[uint64]int64{}
 	for _, r := range basis.roots {
-		err := p.store.Mark(r.root, r.since, func(n blockmap.Ptr) {
+		err := p.store.Mark(ctx, r.root, r.since, func(n blockmap.Ptr) {
 			live[n.Addr.Segment()] += int64(n.Length)
 		}, func(entries []blockmap.Entry) {
 			for _, e := range entries {
@@ -361,7 +374,7 @@ func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(li
 }
 
 // markBlocks finds which blocks of the victims the basis refers to.
-func (p *Pool) markBlocks(basis *frozenState, victims []uint64) (map[uint64]seglog.BlockSet, error) {
+func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, victims []uint64) (map[uint64]seglog.BlockSet, error) {
 	sets := make(map[uint64]seglog.BlockSet, len(victims))
 	for _, id := range victims {
 		sets[id] = seglog.NewBlockSet(p.log.SegmentBlocks())
@@ -370,7 +383,7 @@ func (p *Pool) markBlocks(basis *frozenState, victims []uint64) (map[uint64]segl
 		return sets, nil
 	}
 	for _, r := range basis.roots {
-		err := p.store.Mark(r.root, r.since, func(n blockmap.Ptr) {
+		err := p.store.Mark(ctx, r.root, r.since, func(n blockmap.Ptr) {
 			if set := sets[n.Addr.Segment()]; set != nil {
 				for off := n.Addr.Offset() / block.Size; off*block.Size < n.Addr.Offset()+int64(n.Length); off++ {
 					set.Add(int(off))

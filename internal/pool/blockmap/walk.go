@@ -183,13 +183,16 @@ func (k *check) walk(c *child, level int, first uint64) error {
 // Mark visits what a root refers to and the state of epoch since does not: the places of its
 // nodes, and of the pieces that they differ from, and its entries. The root must lie in the log.
 // It reads past the cache, and adds nothing to it.
-func (s *Store) Mark(r Root, since uint64, node func(Ptr), entries func([]Entry)) error {
-	return s.mark(&r.c, rootLevel, 0, since, node, entries)
+func (s *Store) Mark(ctx context.Context, r Root, since uint64, node func(Ptr), entries func([]Entry)) error {
+	return s.mark(ctx, &r.c, rootLevel, 0, since, node, entries)
 }
 
-func (s *Store) mark(c *child, level int, first, since uint64, node func(Ptr), entries func([]Entry)) error {
+func (s *Store) mark(ctx context.Context, c *child, level int, first, since uint64, node func(Ptr), entries func([]Entry)) error {
 	if c.empty() || c.tomb || c.newest() <= since {
 		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	node(c.ptr)
 	n := s.cached(c.ptr)
@@ -208,7 +211,7 @@ func (s *Store) mark(c *child, level int, first, since uint64, node func(Ptr), e
 	}
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if err := s.mark(&n.children[r], level-1, first+uint64(i)*span(level-1), since, node, entries); err != nil {
+		if err := s.mark(ctx, &n.children[r], level-1, first+uint64(i)*span(level-1), since, node, entries); err != nil {
 			return err
 		}
 		r++
