@@ -35,6 +35,12 @@ type served struct {
 
 func serve(t *testing.T) served {
 	t.Helper()
+	return serveWith(t, func(h http.Handler) http.Handler { return h })
+}
+
+// serveWith serves what wrap makes of the API.
+func serveWith(t *testing.T, wrap func(http.Handler) http.Handler) served {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "varve")
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +56,7 @@ func serve(t *testing.T) served {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- api.Serve(ctx, context.Background(), l, api.New(d, "v0-test")) }()
+	go func() { ended <- api.Serve(ctx, context.Background(), l, wrap(api.New(d, "v0-test"))) }()
 	s.client = client.New(s.socket, 0)
 	s.raw = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer

@@ -29,6 +29,7 @@ type serveCommand struct {
 	TLSKey   string   `name:"tls-key" help:"Its key (PEM)." placeholder:"FILE"`
 	TLSCA    string   `name:"tls-clients" help:"Certificates (PEM) of the authorities that clients must show a certificate of; without, anybody who can connect may." placeholder:"FILE"`
 	MapCache size     `help:"Memory for block maps." default:"256M" placeholder:"SIZE"`
+	Pprof    bool     `help:"Answer on the API's socket under /debug/pprof/ with profiles of this process, for 'go tool pprof'."`
 }
 
 // Run serves until SIGTERM or SIGINT. Then running requests finish, and everything
@@ -111,7 +112,11 @@ func (c serveCommand) answer(hurry context.Context, t *terminal, d *daemon.Daemo
 	}
 	notify(log, systemd.SdNotifyReady)
 	ended := make(chan error, 1)
-	go func() { ended <- api.Serve(t.ctx, hurry, socket, api.New(d, t.version)) }()
+	handler := api.New(d, t.version)
+	if c.Pprof {
+		handler = api.WithProfiles(handler)
+	}
+	go func() { ended <- api.Serve(t.ctx, hurry, socket, handler) }()
 	select {
 	case err := <-ended:
 		return err
