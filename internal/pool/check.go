@@ -40,22 +40,22 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		return CheckReport{}, fmt.Errorf("check: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	p.reclaimer.walking.RLock() // what is walked is not given back meanwhile
-	defer p.reclaimer.walking.RUnlock()
-	type subject struct {
-		root  blockmap.Root
-		name  string
-		since uint64
+	var subjects []rootSince
+	var names []string
+	release, err := p.pin(func() ([]rootSince, error) {
+		states := p.cat.States()
+		// Parents first: what a state shares with its parent was verified there.
+		slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
+		for _, s := range states {
+			subjects = append(subjects, rootSince{s.ID, p.frozenRoot(s), p.cat.ParentEpoch(s)})
+			names = append(names, p.stateName(s))
+		}
+		return subjects, nil
+	})
+	if err != nil {
+		return CheckReport{}, fmt.Errorf("check: %w", err)
 	}
-	var subjects []subject
-	p.mu.RLock()
-	states := p.cat.States()
-	// Parents first: what a state shares with its parent was verified there.
-	slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
-	for _, s := range states {
-		subjects = append(subjects, subject{p.frozenRoot(s), p.stateName(s), p.cat.ParentEpoch(s)})
-	}
-	p.mu.RUnlock()
+	defer release()
 
 	report, err := p.checkCheckpoints()
 	if err == nil && p.log.Failure() == nil {
@@ -65,14 +65,14 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		return report, fmt.Errorf("check: %w", err)
 	}
 	for i, s := range subjects {
-		c := blockCheck{pool: p, ctx: ctx, report: &report, object: s.name}
+		c := blockCheck{pool: p, ctx: ctx, report: &report, object: names[i]}
 		nodes, err := p.store.Check(s.root, s.since, c.verify, c.found)
 		report.MapNodes += nodes
 		if err == nil {
 			err = c.flush()
 		}
 		if err != nil {
-			return report, fmt.Errorf("check %s: %w", s.name, err)
+			return report, fmt.Errorf("check %s: %w", names[i], err)
 		}
 		if progress != nil {
 			progress(float64(i+1) / float64(len(subjects)))

@@ -166,20 +166,26 @@ func (p *Pool) usage(ctx context.Context, find func() (*catalogue.State, error))
 		return Usage{}, fmt.Errorf("pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	p.reclaimer.walking.RLock() // what is walked is not given back meanwhile
-	defer p.reclaimer.walking.RUnlock()
-	p.mu.RLock()
-	s, err := find()
+	var root blockmap.Root
+	var since uint64
+	var others []blockmap.Root
+	release, err := p.pin(func() ([]rootSince, error) {
+		s, err := find()
+		if err != nil {
+			return nil, err
+		}
+		root, since = p.frozenRoot(s), p.cat.ParentEpoch(s)
+		walked := []rootSince{{s.ID, root, since}}
+		for _, k := range p.cat.Children(s.ID) {
+			others = append(others, p.frozenRoot(k))
+			walked = append(walked, rootSince{k.ID, others[len(others)-1], since})
+		}
+		return walked, nil
+	})
 	if err != nil {
-		p.mu.RUnlock()
 		return Usage{}, err
 	}
-	root, since := p.frozenRoot(s), p.cat.ParentEpoch(s)
-	var others []blockmap.Root
-	for _, k := range p.cat.Children(s.ID) {
-		others = append(others, p.frozenRoot(k))
-	}
-	p.mu.RUnlock()
+	defer release()
 	exclusive, err := p.store.Exclusive(ctx, root, since, others)
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure what it holds: %w", damaged(err))

@@ -26,6 +26,7 @@ type frozenState struct {
 
 // rootSince is a state's map and the epoch of the state that it descends from.
 type rootSince struct {
+	state uint64
 	root  blockmap.Root
 	since uint64
 }
@@ -38,7 +39,7 @@ func freezeState(at seglog.Position, cat *catalogue.Catalogue, heads map[uint64]
 		if s.Kind == catalogue.Head {
 			root = heads[s.ID]
 		}
-		f.roots = append(f.roots, rootSince{root.Settled(), cat.ParentEpoch(s)})
+		f.roots = append(f.roots, rootSince{s.ID, root.Settled(), cat.ParentEpoch(s)})
 	}
 	return f
 }
@@ -46,9 +47,7 @@ func freezeState(at seglog.Position, cat *catalogue.Catalogue, heads map[uint64]
 // reclaimer gives space back. What the older of the two superblocks does not refer to, in
 // segments wholly before its position, is dead for ever: see docs/design/reclaim.md.
 type reclaimer struct {
-	// walkers hold it shared while they read through roots that no superblock may know
-	// any more; a sweep holds it alone for each segment.
-	walking sync.RWMutex
+	pins pins
 
 	cycles   sync.Mutex // one cycle at a time: a set of live blocks holds for the files it was made for
 	running  bool
@@ -115,7 +114,7 @@ func (r *reclaimer) worth(p *Pool) bool {
 
 // over tells whether the log is larger than it may be.
 func (r *reclaimer) over(p *Pool) bool {
-	return r.garbage(p) > r.liveBytes()/10*spaceTenth+spaceSlack
+	return r.garbage(p)-r.pins.bytes.Load() > r.liveBytes()/10*spaceTenth+spaceSlack
 }
 
 func (r *reclaimer) start(p *Pool) {
@@ -252,10 +251,7 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out 
 			return Reclaimed{}, err
 		}
 	}
-	p.checkpointMu.Lock()
-	basis := r.older
-	p.checkpointMu.Unlock()
-	out, err = p.sweep(ctx, basis, target)
+	out, err = p.sweep(ctx, target)
 	r.left.Store(max(r.garbage(p), 0))
 	r.stuck.Store(out.FreedBytes < reclaimLeast/4)
 	if err != nil {
@@ -265,8 +261,9 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out 
 }
 
 // sweep cleans the segments before the basis.
-func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live int64) int64) (Reclaimed, error) {
+func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclaimed, error) {
 	var out Reclaimed
+	basis, pinned := p.basis()
 	live, err := p.markSizes(ctx, basis)
 	if err != nil {
 		return out, err
@@ -275,11 +272,14 @@ func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live i
 		out.LiveBytes += n
 	}
 	p.reclaimer.marked.Store(out.LiveBytes - basis.live)
+	if err := p.markPinnedSizes(ctx, basis, pinned, live); err != nil {
+		return out, err
+	}
 	victims, err := p.victims(basis, live, target)
 	if err != nil {
 		return out, err
 	}
-	sets, err := p.markBlocks(ctx, basis, victims)
+	sets, err := p.markBlocks(ctx, basis, pinned, victims)
 	if err != nil {
 		return out, err
 	}
@@ -287,11 +287,7 @@ func (p *Pool) sweep(ctx context.Context, basis *frozenState, target func(live i
 		if err := ctx.Err(); err != nil {
 			return out, err
 		}
-		if !p.reclaimer.walking.TryLock() {
-			continue // for a later cycle
-		}
 		freed, size, err := p.log.Compact(id, sets[id])
-		p.reclaimer.walking.Unlock()
 		if err != nil {
 			return out, err
 		}
@@ -329,6 +325,39 @@ func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]in
 		}
 	}
 	return live, nil
+}
+
+// markPinnedSizes adds what pinned states refer to and the basis does not.
+func (p *Pool) markPinnedSizes(ctx context.Context, basis *frozenState, pinned []rootSince, live map[uint64]int64) error {
+	beyond := int64(0)
+	err := p.markPinned(ctx, basis, pinned, func(n blockmap.Ptr) {
+		live[n.Addr.Segment()] += int64(n.Length)
+		beyond += int64(n.Length)
+	}, func(entries []blockmap.Entry) {
+		for _, e := range entries {
+			live[e.Addr.Segment()] += block.Size
+		}
+		beyond += int64(len(entries)) * block.Size
+	})
+	p.reclaimer.pins.marked(beyond)
+	return err
+}
+
+// markPinned visits what pinned states refer to and the basis does not.
+func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []rootSince, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
+	if len(pinned) == 0 {
+		return nil
+	}
+	known := make(map[uint64]blockmap.Root, len(basis.roots))
+	for _, r := range basis.roots {
+		known[r.state] = r.root
+	}
+	for _, r := range pinned {
+		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], r.since, node, entries); err != nil {
+			return fmt.Errorf("mark what is being read: %w", err)
+		}
+	}
+	return nil
 }
 
 // victims are the segments to clean, the emptiest first, until at most target of garbage is left
@@ -373,8 +402,8 @@ func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(li
 	return ids, nil
 }
 
-// markBlocks finds which blocks of the victims the basis refers to.
-func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, victims []uint64) (map[uint64]seglog.BlockSet, error) {
+// markBlocks finds which blocks of the victims the basis refers to, or a pinned state.
+func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []rootSince, victims []uint64) (map[uint64]seglog.BlockSet, error) {
 	sets := make(map[uint64]seglog.BlockSet, len(victims))
 	for _, id := range victims {
 		sets[id] = seglog.NewBlockSet(p.log.SegmentBlocks())
@@ -382,23 +411,24 @@ func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, victims []uin
 	if len(sets) == 0 {
 		return sets, nil
 	}
+	node := func(n blockmap.Ptr) {
+		if set := sets[n.Addr.Segment()]; set != nil {
+			for off := n.Addr.Offset() / block.Size; off*block.Size < n.Addr.Offset()+int64(n.Length); off++ {
+				set.Add(int(off))
+			}
+		}
+	}
+	entries := func(entries []blockmap.Entry) {
+		for _, e := range entries {
+			if set := sets[e.Addr.Segment()]; e.Mapped() && set != nil {
+				set.Add(int(e.Addr.Offset() / block.Size))
+			}
+		}
+	}
 	for _, r := range basis.roots {
-		err := p.store.Mark(ctx, r.root, r.since, func(n blockmap.Ptr) {
-			if set := sets[n.Addr.Segment()]; set != nil {
-				for off := n.Addr.Offset() / block.Size; off*block.Size < n.Addr.Offset()+int64(n.Length); off++ {
-					set.Add(int(off))
-				}
-			}
-		}, func(entries []blockmap.Entry) {
-			for _, e := range entries {
-				if set := sets[e.Addr.Segment()]; e.Mapped() && set != nil {
-					set.Add(int(e.Addr.Offset() / block.Size))
-				}
-			}
-		})
-		if err != nil {
+		if err := p.store.Mark(ctx, r.root, r.since, node, entries); err != nil {
 			return nil, fmt.Errorf("mark: %w", err)
 		}
 	}
-	return sets, nil
+	return sets, p.markPinned(ctx, basis, pinned, node, entries)
 }

@@ -65,6 +65,60 @@ func TestReclaimGivesBackWhatIsDead(t *testing.T) {
 	}
 }
 
+// A walk holds what it reads, and nothing else: space is given back while Check runs, whatever
+// happens to the volumes that it has still to read, and what it held goes when it has ended.
+func TestReclaimGoesOnWhileCheckReads(t *testing.T) {
+	d := newDriver(t)
+	names := []string{"a", "b", "c", "d"}
+	fill := func(v string) {
+		for off := int64(0); off < 1<<20; off += 64 << 10 {
+			d.submit(v, writeOp(off, 64<<10))
+		}
+	}
+	for _, v := range names {
+		d.createVolume(v, 1<<20)
+		fill(v)
+		fill(v)
+	}
+	d.submit("d", writeOp(4096, 4096)) // the newest map nodes are in memory only
+	reclaim := func() int64 {
+		t.Helper()
+		got, err := d.p.Reclaim(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.FreedBytes
+	}
+	read := 0
+	rep, err := d.p.Check(ctx, func(float64) {
+		switch read++; read {
+		case 1:
+			if got := reclaim(); got < 4<<20 {
+				t.Errorf("what no walk reads: %d bytes were given back", got)
+			}
+			d.deleteVolume("b")
+			d.snapshot("s", "c")
+			fill("c")
+			d.deleteSnapshot("c", "s")
+			fill("d")
+			if got := reclaim(); got > 512<<10 {
+				t.Errorf("what is still to be read: %d bytes were given back", got)
+			}
+		case 2, 3:
+			d.checkpoint()
+			reclaim()
+		}
+		d.verify()
+	})
+	if err != nil || len(rep.Damage) > 0 || rep.Blocks != 4*256 {
+		t.Errorf("%+v, %v; want %d blocks", rep, err, 4*256)
+	}
+	if got := reclaim(); got < 3<<20 {
+		t.Errorf("after the walk %d bytes were given back", got)
+	}
+	d.verify()
+}
+
 // Endless random overwrites of a full volume without snapshots keep the log below 1.3 times what is
 // live and 256 MiB; writers wait for that where they must, and nothing of what they wrote is lost.
 func TestOverwritesKeepTheLogBounded(t *testing.T) {

@@ -97,7 +97,7 @@ func read(dev block.Device, rnd *rand.Rand, least func(lba int64) uint32, most f
 }
 
 // TestStress: writers, readers, snapshots read while the volume goes on, deletions, clones,
-// rollbacks, flushes, checks, and checkpoints in the background, with a map cache that holds next to nothing.
+// rollbacks, flushes, checks, reclaim, and checkpoints in the background, with a map cache that holds next to nothing.
 func TestStress(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const writes = 2500
@@ -166,6 +166,10 @@ func TestStress(t *testing.T) {
 		if err == nil && len(rep.Damage) > 0 {
 			err = fmt.Errorf("check finds %+v", rep.Damage)
 		}
+		return err
+	})
+	s.until(func(*rand.Rand, int) error {
+		_, err := p.Reclaim(ctx)
 		return err
 	})
 	writing.Wait()

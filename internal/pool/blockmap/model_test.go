@@ -244,6 +244,32 @@ func (p plain) newer(since uint64) plain {
 	return q
 }
 
+// demandBeyond compares what MarkBeyond visits with what differs between two plain maps.
+func (m *machine) demandBeyond(v, than version, since uint64) {
+	m.t.Helper()
+	if _, settled := than.root.Slot(); !settled {
+		return
+	}
+	want, got := map[Entry]bool{}, map[Entry]bool{}
+	for lba, e := range v.plain.newer(since) {
+		if than.plain[lba].Addr != e.Addr {
+			want[e] = true
+		}
+	}
+	err := m.store.MarkBeyond(context.Background(), v.root, than.root.Settled(), since, func(p Ptr) {
+		if p.Addr == 0 {
+			m.t.Fatal("a node at 0")
+		}
+	}, func(entries []Entry) {
+		for _, e := range entries {
+			got[e] = true
+		}
+	})
+	if err != nil || !maps.Equal(got, want) {
+		m.t.Fatalf("beyond since epoch %d: %d entries, want %d; %v", since, len(got), len(want), err)
+	}
+}
+
 func (m *machine) verify() {
 	m.t.Helper()
 	all := append(slices.Clone(m.kept), version{m.tree.Freeze(m.epoch, m.nextGen()), m.head, m.epoch})
@@ -267,6 +293,8 @@ func (m *machine) verify() {
 	if want := v.plain.newer(since); err != nil || !maps.Equal(got, want) {
 		m.t.Fatalf("since epoch %d: %d entries, want %d; %v", since, len(got), len(want), err)
 	}
+
+	m.demandBeyond(v, rapid.SampledFrom(all).Draw(m.t, "than"), since)
 
 	var others []Root
 	left := v.plain.newer(since)
