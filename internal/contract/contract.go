@@ -216,6 +216,7 @@ type Pool struct {
 	PhysicalBytes  int64  `json:"physical_bytes" doc:"allocated on disk"`
 	LiveBytes      int64  `json:"live_bytes" doc:"what volumes and snapshots hold, with their maps; an estimate between two reclaim cycles"`
 	ReclaimedBytes int64  `json:"reclaimed_bytes" doc:"given back since the daemon started"`
+	SpareBytes     int64  `json:"spare_bytes" doc:"of physical_bytes: files kept to be written again while somebody writes"`
 	CopiedBytes    int64  `json:"copied_bytes" doc:"written since the daemon started to be able to give space back"`
 	LogBytes       int64  `json:"log_bytes" doc:"written to the log since the daemon started"`
 	ClientBytes    int64  `json:"client_bytes" doc:"written by clients since the daemon started"`

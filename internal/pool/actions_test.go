@@ -47,6 +47,11 @@ var actions = []action{
 	{"clone", func(d *driver) { d.cloneVolume("a", "s1", "twin") }},
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
 	{"reclaim", func(d *driver) { d.reclaim() }},
+	{"write a segment on", func(d *driver) { // behind reclaim into a file that was another segment's
+		for range 3 {
+			d.submit("a", writeOp(0, 24<<10))
+		}
+	}},
 	{"flush", func(d *driver) { d.flush("a") }},
 	{"write", func(d *driver) { d.submit("a", writeOp(8<<10, 20<<10)) }},
 	{"write across", func(d *driver) { d.submit("a", writeOp(700, 9000)) }},

@@ -240,6 +240,8 @@ func (p *Pool) Info() Info {
 		_, allocated, _ := p.log.SegmentSize(id) // one that went meanwhile takes nothing
 		info.PhysicalBytes += allocated
 	}
+	info.SpareBytes = p.log.SpareBytes()
+	info.PhysicalBytes += info.SpareBytes
 	for _, n := range []string{superblockName, reserveName} {
 		info.PhysicalBytes += p.allocated(path.Join(p.opts.Dir, n))
 	}

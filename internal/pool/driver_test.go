@@ -345,8 +345,7 @@ func (d *driver) checkpoint() {
 func (d *driver) reclaim() {
 	d.tb.Helper()
 	d.step("reclaim", true, func(*model) error { return nil }, func() error {
-		_, err := d.p.Reclaim(ctx)
-		return err
+		return d.p.Cycle(ctx)
 	})
 }
 

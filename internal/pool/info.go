@@ -92,10 +92,12 @@ type Info struct {
 	LiveBytes     int64 // what volumes and snapshots hold, with their maps; between two reclaim cycles an estimate
 	// ReclaimedBytes were given back since the pool was opened, and CopiedBytes written for that.
 	ReclaimedBytes, CopiedBytes int64
-	LogBytes                    int64 // written to the log since the pool was opened
-	ClientBytes                 int64 // payload written by clients since the pool was opened
-	Segments                    int
-	Checkpoints                 uint64
+	// SpareBytes, a part of PhysicalBytes, are files of removed segments that are kept for a while to be written again.
+	SpareBytes  int64
+	LogBytes    int64 // written to the log since the pool was opened
+	ClientBytes int64 // payload written by clients since the pool was opened
+	Segments    int
+	Checkpoints uint64
 	// DurableSeq and LastSeq are the newest durable and the newest written batch.
 	DurableSeq, LastSeq uint64
 	// ReadOnlyReason is why the pool accepts no writes any more; empty if it does.

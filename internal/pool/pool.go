@@ -288,6 +288,9 @@ func (p *Pool) close() error {
 	p.requests.Wait()
 	p.checkpointer.stop()
 	defer p.abandon()
+	if err := p.log.KeepSpares(0); err != nil {
+		return err
+	}
 	if err := p.log.Flush(p.log.LastSeq()); err != nil {
 		return err
 	}

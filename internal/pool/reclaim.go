@@ -73,6 +73,7 @@ type reclaimer struct {
 
 const (
 	reclaimLeast = 32 << 20 // garbage that is not worth a cycle
+	quietTicks   = 10       // of 2 s, after which nobody writes any more
 	// The log may take 1.3 times what is live and 256 MiB, some of which is for what is under way
 	// when the bound is reached.
 	spaceSlack = 224 << 20
@@ -112,9 +113,18 @@ func (r *reclaimer) worth(p *Pool) bool {
 		r.garbage(p)-r.left.Load() > max(reclaimLeast, r.liveBytes()/20)
 }
 
-// over tells whether the log is larger than it may be.
-func (r *reclaimer) over(p *Pool) bool {
-	return r.garbage(p)-r.pins.bytes.Load() > r.liveBytes()/10*spaceTenth+spaceSlack
+// over tells whether the log is larger than it may be. Spare files do not count: a segment that is made of
+// one takes nothing more, and none is made without as long as there are any.
+func (r *reclaimer) over(p *Pool) bool { return r.room(p) < 0 }
+
+// room is how much the log may still grow by.
+func (r *reclaimer) room(p *Pool) int64 {
+	return r.liveBytes()/10*spaceTenth + spaceSlack - r.garbage(p) + r.pins.bytes.Load()
+}
+
+// spareRoom is how much removed files may take: never more than the bound leaves room for.
+func (r *reclaimer) spareRoom(p *Pool) int64 {
+	return max(0, min(r.room(p), max(r.liveBytes()/16, 256<<20)))
 }
 
 func (r *reclaimer) start(p *Pool) {
@@ -131,6 +141,7 @@ func (r *reclaimer) start(p *Pool) {
 		tick := time.NewTicker(2 * time.Second)
 		defer tick.Stop()
 		var written, cleaned uint64 // of the log, at the last tick and after the last thorough cycle
+		quiet := 0                  // ticks since somebody wrote
 		for {
 			idle := false
 			select {
@@ -140,18 +151,32 @@ func (r *reclaimer) start(p *Pool) {
 			case <-tick.C:
 				idle = written == p.log.BytesWritten()
 				written = p.log.BytesWritten()
+				if quiet++; !idle {
+					quiet = 0
+				}
+				if quiet == quietTicks {
+					r.dropSpares(p)
+				}
 			}
 			switch {
 			case idle && cleaned != written && r.garbage(p) > wellCleaned(r.liveBytes()):
 				r.cycle(p, wellCleaned)
 				written = p.log.BytesWritten()
 				cleaned = written
+				r.dropSpares(p)
 			case r.worth(p):
 				r.cycle(p, busyCleaned)
 			}
 			r.relieve()
 		}
 	}()
+}
+
+// dropSpares gives back what was kept for writers who have gone.
+func (r *reclaimer) dropSpares(p *Pool) {
+	if err := p.log.KeepSpares(0); err != nil {
+		p.event(EventReclaimFailed, "log", err.Error())
+	}
 }
 
 func (r *reclaimer) cycle(p *Pool, target func(live int64) int64) {
@@ -222,7 +247,11 @@ func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
 		return Reclaimed{}, fmt.Errorf("reclaim: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	return p.reclaim(ctx, func(int64) int64 { return 0 })
+	out, err := p.reclaim(ctx, func(int64) int64 { return 0 })
+	if err == nil {
+		err = p.log.KeepSpares(0)
+	}
+	return out, err
 }
 
 // busyCleaned is how much garbage a cycle leaves while writers are busy, wellCleaned otherwise:
@@ -287,7 +316,11 @@ func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclai
 		if err := ctx.Err(); err != nil {
 			return out, err
 		}
-		freed, size, err := p.log.Compact(id, sets[id])
+		err := p.log.KeepSpares(p.reclaimer.spareRoom(p))
+		var freed, size int64
+		if err == nil {
+			freed, size, err = p.log.Compact(id, sets[id])
+		}
 		if err != nil {
 			return out, err
 		}

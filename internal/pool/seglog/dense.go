@@ -156,25 +156,35 @@ func (l *Log) Compact(id uint64, live BlockSet) (freed, size int64, err error) {
 	}
 	d := newDense(live)
 	if live.Count() == 0 {
-		if err := l.cfg.FS.Remove(l.segments.path(s)); err != nil {
-			return 0, size, fmt.Errorf("remove segment %016x: %w", id, err)
-		}
 		l.segments.retire(s)
+		if err := l.discard(s, size); err != nil {
+			return 0, size, err
+		}
 		return size, 0, nil
 	}
 	want := 2*d.header + int64(live.Count())*block.Size
 	if float64(want) > CompactBelow*float64(size) {
 		return 0, size, nil
 	}
-	if err := l.rewrite(s, d); err != nil {
+	err = l.rewrite(s, d)
+	if errors.Is(NoSpace(err), block.ErrNoSpace) && l.SpareBytes() > 0 {
+		if err = l.KeepSpares(0); err == nil {
+			err = l.rewrite(s, d)
+		}
+	}
+	if err != nil {
 		return 0, size, fmt.Errorf("rewrite segment %016x: %w", id, NoSpace(err))
 	}
 	l.segments.retire(s)
+	if s.dense == nil {
+		if err := l.discard(s, size); err != nil {
+			return 0, size, err
+		}
+	}
 	return size - want, want, nil
 }
 
-// rewrite puts a dense file in the place of a segment's. Where both have a name, because a crash came
-// between the last two steps, the dense one counts.
+// rewrite puts a dense file beside a segment's, or in the place of an older dense one. Where both have a name the dense one counts.
 func (l *Log) rewrite(s *segment, d *dense) error {
 	target := l.segments.denseName(s.id)
 	name := target + rewriteSuffix
@@ -202,9 +212,6 @@ func (l *Log) rewrite(s *segment, d *dense) error {
 	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
 		// It may have been the one report that the name of a new segment is lost.
 		return l.stop(fmt.Errorf("sync directory of segments: %w", err))
-	}
-	if s.dense == nil {
-		return l.cfg.FS.Remove(l.segments.name(s.id))
 	}
 	return nil
 }
@@ -251,7 +258,7 @@ func (s *segment) readAt(read func([]byte, int64) (int, error), off int64, p []b
 	return err
 }
 
-// removeLeftovers removes what interrupted rewrites left.
+// removeLeftovers removes what interrupted rewrites left, and the spares of an earlier process.
 func (l *Log) removeLeftovers() error {
 	names, err := l.cfg.FS.List(l.cfg.Dir)
 	if err != nil {
@@ -260,7 +267,7 @@ func (l *Log) removeLeftovers() error {
 	for _, n := range names {
 		number, written := strings.CutSuffix(n, segmentSuffix)
 		superseded := written && slices.Contains(names, number+denseSuffix)
-		if superseded || strings.HasSuffix(n, rewriteSuffix) {
+		if superseded || strings.HasSuffix(n, rewriteSuffix) || strings.HasSuffix(n, spareSuffix) {
 			if err := l.cfg.FS.Remove(path.Join(l.cfg.Dir, n)); err != nil {
 				return fmt.Errorf("remove the leftover %s: %w", n, err)
 			}

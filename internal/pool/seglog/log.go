@@ -18,12 +18,14 @@ import (
 type Log struct {
 	cfg      Config
 	segments *segments
+	spares   spares
 
 	// mu guards the append state. It is held across the write of a batch, never
 	// across a sync.
 	mu       sync.Mutex
 	active   *segment // nil: the next batch begins a new segment
-	end      int64    // length of active in bytes
+	end      int64    // where the next batch goes in active, in bytes
+	length   int64    // of active's file; more than end if it was a spare
 	next     uint64   // number of the next segment
 	seq      uint64
 	prevCRC  uint32
@@ -117,14 +119,19 @@ func (l *Log) makeRoom(n int64) error {
 	if l.active != nil && (l.end == 0 || l.end+n <= l.cfg.SegmentBytes) {
 		return nil
 	}
+	if l.active != nil && l.length > l.end {
+		if err := l.active.file.Truncate(l.end); err != nil {
+			return l.stop(fmt.Errorf("cut segment %016x to what was written: %w", l.active.id, err))
+		}
+	}
 	l.active = nil // it stays in unsynced until a sync
 	id := l.next
 	l.next++
-	f, err := l.cfg.FS.Create(l.segments.name(id))
+	f, length, err := l.create(l.segments.name(id))
 	if err != nil {
 		return fmt.Errorf("create segment %016x: %w", id, NoSpace(err))
 	}
-	l.active, l.end = l.segments.insert(id, f), 0
+	l.active, l.end, l.length = l.segments.insert(id, f), 0, length
 	l.unsynced = append(l.unsynced, l.active)
 	l.newNames = true
 	return nil
@@ -310,4 +317,7 @@ func (l *Log) SegmentSize(id uint64) (length, allocated int64, err error) {
 }
 
 // Close closes the files. It does not flush.
-func (l *Log) Close() { l.segments.closeAll() }
+func (l *Log) Close() {
+	l.spares.close()
+	l.segments.closeAll()
+}

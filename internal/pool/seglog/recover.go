@@ -13,7 +13,7 @@ import (
 type Recovery struct {
 	Batches   int    // replayed
 	LastSeq   uint64 // the newest of them
-	TornBytes int64  // cut off behind it: batches that no Flush had covered
+	TornBytes int64  // cut off behind it, as far as headers tell: batches that no Flush had covered
 }
 
 // Recover finds the end of the log: from the position of the last checkpoint it
@@ -113,7 +113,10 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err := l.begin(); err != nil {
 		return Recovery{}, err
 	}
-	if rec.TornBytes, err = l.cutTail(end, numbers); err != nil {
+	if rec.TornBytes, err = r.torn(); err != nil {
+		return Recovery{}, err
+	}
+	if err := l.cutTail(end, numbers); err != nil {
 		return Recovery{}, err
 	}
 	return rec, l.removeLeftovers()
@@ -146,32 +149,31 @@ func (l *Log) begin() error {
 }
 
 // cutTail removes what lies behind the end of the recovered log.
-func (l *Log) cutTail(end Position, numbers []uint64) (int64, error) {
-	var torn int64
+func (l *Log) cutTail(end Position, numbers []uint64) error {
 	for _, id := range numbers {
 		if id < end.Segment {
 			continue
 		}
 		s, err := l.segments.acquire(id)
 		if err != nil {
-			return 0, err
+			return err
 		}
-		size, err := s.file.Size()
-		if err == nil && id == end.Segment && size > end.Offset {
-			torn += size - end.Offset
-			err = s.file.Truncate(end.Offset)
+		if id == end.Segment {
+			var size int64
+			if size, err = s.file.Size(); err == nil && size > end.Offset {
+				err = s.file.Truncate(end.Offset)
+			}
 		}
 		l.segments.release(s)
 		if err == nil && id > end.Segment {
-			torn += size
 			l.segments.forget(id)
 			err = l.cfg.FS.Remove(l.segments.name(id))
 		}
 		if err != nil {
-			return 0, fmt.Errorf("cut torn tail in segment %016x: %w", id, err)
+			return fmt.Errorf("cut torn tail in segment %016x: %w", id, err)
 		}
 	}
-	return torn, nil
+	return nil
 }
 
 // errEndOfChain: no sound batch follows.
@@ -246,7 +248,8 @@ func (r *reader) next(payload bool) (*header, []Entry, error) {
 	return h, entries, nil
 }
 
-// batch reads and verifies the header at a place.
+// batch reads and verifies the header at a place. With errNotHeader it returns what a header that was
+// written for this place, and is not sound, says of itself; nil if there is none.
 func (r *reader) batch(seg uint64, off int64) (*header, []Entry, error) {
 	head, err := r.bytes(seg, off, block.Size)
 	if err != nil {
@@ -260,11 +263,11 @@ func (r *reader) batch(seg uint64, off int64) (*header, []Entry, error) {
 		return nil, nil, errNotHeader
 	}
 	if head, err = r.bytes(seg, off, h.headerBlocks*block.Size); err != nil {
-		return nil, nil, err
+		return &h, nil, err
 	}
 	entries, err := decodeEntries(head, &h, r.log.cfg.Salt)
 	if err != nil {
-		return nil, nil, err
+		return &h, nil, err
 	}
 	return &h, entries, nil
 }
@@ -319,18 +322,46 @@ func (r *reader) bytes(seg uint64, off int64, n int) ([]byte, error) {
 // and returns the newest durable_seq that any of them claims.
 func (r *reader) durableBeyond() (uint64, error) {
 	var durable uint64
+	err := r.beyond(func(h *header, sound bool, _ int64) {
+		if sound {
+			durable = max(durable, h.durableSeq)
+		}
+	})
+	return durable, err
+}
+
+// torn measures what was written behind the end of the chain. It reaches to the end of the last
+// batch whose header, sound or not, says that it was written there: a file may be longer, and hold what it did
+// as a segment before.
+func (r *reader) torn() (int64, error) {
+	ends := map[uint64]int64{}
+	err := r.beyond(func(h *header, _ bool, size int64) {
+		ends[h.segment] = max(ends[h.segment], min(h.offset()+h.bytes(), size))
+	})
+	var sum int64
+	for seg, end := range ends {
+		if seg == r.at.Segment {
+			end -= r.at.Offset
+		}
+		sum += end
+	}
+	return sum, err
+}
+
+// beyond visits the headers of later batches behind the end of the chain, with the size of the file.
+func (r *reader) beyond(visit func(h *header, sound bool, size int64)) error {
 	for _, seg := range r.numbers {
 		if seg < r.at.Segment {
 			continue
 		}
 		s, err := r.log.segments.acquire(seg)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		size, err := s.file.Size()
 		r.log.segments.release(s)
 		if err != nil {
-			return 0, fmt.Errorf("size of segment %016x: %w", seg, err)
+			return fmt.Errorf("size of segment %016x: %w", seg, err)
 		}
 		off := int64(0)
 		if seg == r.at.Segment {
@@ -338,18 +369,18 @@ func (r *reader) durableBeyond() (uint64, error) {
 		}
 		for off < size {
 			h, _, err := r.batch(seg, off)
-			switch {
-			case err == nil:
-				if h.seq > r.at.Seq {
-					durable = max(durable, h.durableSeq)
-				}
+			if err != nil && !errors.Is(err, errNotHeader) {
+				return err
+			}
+			if h != nil && h.seq > r.at.Seq {
+				visit(h, err == nil, size)
+			}
+			if err == nil {
 				off += h.bytes()
-			case errors.Is(err, errNotHeader):
+			} else {
 				off += block.Size
-			default:
-				return 0, err
 			}
 		}
 	}
-	return durable, nil
+	return nil
 }

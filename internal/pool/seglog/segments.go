@@ -21,6 +21,7 @@ type segment struct {
 	lastSeq uint64 // newest batch in it, while it is being written
 	refs    int
 	retired bool // another file has its name, or none
+	taken   bool // the file has become a spare
 	idle    *list.Element
 }
 
@@ -173,7 +174,9 @@ func (t *segments) release(s *segment) {
 	var closing *segment
 	t.mu.Lock()
 	if s.refs--; s.refs == 0 && s.retired {
-		closing = s
+		if !s.taken {
+			closing = s
+		}
 	} else if s.refs == 0 {
 		s.idle = t.idle.PushBack(s)
 		if t.idle.Len() > t.limit {
@@ -195,6 +198,21 @@ func (t *segments) retire(s *segment) {
 	defer t.mu.Unlock()
 	s.retired = true
 	delete(t.open, s.id)
+}
+
+// take lets the only holder of a retired segment have its file. False if others read it.
+func (t *segments) take(s *segment) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.taken = s.retired && s.refs == 1
+	return s.taken
+}
+
+// giveBack undoes take.
+func (t *segments) giveBack(s *segment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.taken = false
 }
 
 // closeAll closes every file; nobody uses them any more.
