@@ -52,6 +52,10 @@ var actions = []action{
 			d.submit("a", writeOp(0, 24<<10))
 		}
 	}},
+	{"relayout", func(d *driver) {
+		d.scatter("a")
+		d.relayout("a")
+	}},
 	{"flush", func(d *driver) { d.flush("a") }},
 	{"write", func(d *driver) { d.submit("a", writeOp(8<<10, 20<<10)) }},
 	{"write across", func(d *driver) { d.submit("a", writeOp(700, 9000)) }},

@@ -13,6 +13,12 @@ import (
 // benchDevice is a volume of 1 GiB on the real file system, written in order.
 func benchDevice(b *testing.B) block.Device {
 	b.Helper()
+	_, d := benchPool(b)
+	return d
+}
+
+func benchPool(b *testing.B) (*pool.Pool, block.Device) {
+	b.Helper()
 	o := pool.Options{FS: vfs.OS(), Dir: filepath.Join(b.TempDir(), "pool")}
 	if err := pool.Create(ctx, o); err != nil {
 		b.Fatal(err)
@@ -33,7 +39,7 @@ func benchDevice(b *testing.B) block.Device {
 	for off := int64(0); off < 1<<30; off += 1 << 20 {
 		submitOne(b, d, &block.Op{Offset: off, Length: 1 << 20, Data: buf})
 	}
-	return d
+	return p, d
 }
 
 func submitOne(b *testing.B, d block.Device, ops ...*block.Op) {
@@ -67,6 +73,49 @@ func BenchmarkReadRandom4K(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func benchmarkReads(b *testing.B, d block.Device, length int64, random bool) {
+	buf := make([]byte, length)
+	b.SetBytes(length)
+	n := 1 << 30 / length
+	i := int64(0)
+	for b.Loop() {
+		if i++; random {
+			i = rand.Int64N(n)
+		}
+		if err := d.ReadAt(ctx, buf, i%n*length); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkAged reads a volume of which every block was overwritten, in random order, before and after a relayout.
+func BenchmarkAged(b *testing.B) {
+	p, d := benchPool(b)
+	buf := stamp(block.Size)
+	order := rand.Perm(1 << 18)
+	for i := 0; i < len(order); i += 32 {
+		ops := make([]*block.Op, 32)
+		for k, lba := range order[i : i+32] {
+			ops[k] = &block.Op{Offset: int64(lba) * block.Size, Length: block.Size, Data: buf}
+		}
+		submitOne(b, d, ops...)
+	}
+	reads := func(state string) {
+		b.Run(state+"/sequential1M", func(b *testing.B) { benchmarkReads(b, d, 1<<20, false) })
+		b.Run(state+"/random64K", func(b *testing.B) { benchmarkReads(b, d, 64<<10, true) })
+	}
+	reads("before")
+	b.Run("relayout", func(b *testing.B) { // the first one moves, others find everything in order
+		b.SetBytes(1 << 30)
+		for b.Loop() {
+			if _, err := p.Relayout(ctx, "v", pool.RelayoutOptions{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	reads("after")
 }
 
 func benchmarkWrites(b *testing.B, depth int, length int64) {

@@ -349,6 +349,34 @@ func (d *driver) reclaim() {
 	})
 }
 
+// relayout moves blocks, which changes nothing that anybody sees.
+func (d *driver) relayout(volume string) {
+	d.tb.Helper()
+	d.step("relayout", true, func(m *model) error {
+		if m.volumes[volume] == nil {
+			return errRefused
+		}
+		return nil
+	}, func() error {
+		_, err := d.p.Relayout(ctx, volume, pool.RelayoutOptions{})
+		return err
+	})
+}
+
+// scatter writes a volume's blocks from the last to the first, so that no two lie in order.
+func (d *driver) scatter(volume string) {
+	d.tb.Helper()
+	v := d.present().volumes[volume]
+	if v == nil {
+		return
+	}
+	var ops []*block.Op
+	for lba := (v.size - 1) / block.Size; lba >= 0; lba-- {
+		ops = append(ops, writeOp(lba*block.Size, min(block.Size, v.size-lba*block.Size)))
+	}
+	d.submit(volume, ops...)
+}
+
 func (d *driver) reopen() {
 	d.tb.Helper()
 	d.step("reopen", true, func(*model) error { return nil }, func() error {

@@ -1,11 +1,50 @@
 package pool
 
-import "context"
+import (
+	"context"
+
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/seglog"
+)
 
 // Abandon lets go of a pool as a crash of the process does: nothing is saved.
 func (p *Pool) Abandon() {
 	p.checkpointer.stop()
 	p.abandon()
+}
+
+// Entries returns a volume's map entries, of all its blocks.
+func (p *Pool) Entries(volume string) []blockmap.Entry {
+	p.mu.RLock()
+	v := p.volumes[p.cat.VolumeByName(volume).Number]
+	p.mu.RUnlock()
+	out := make([]blockmap.Entry, blocksIn(v.size.Load()))
+	if err := v.lookup(p.store.NewPins(), 0, out); err != nil {
+		panic(err)
+	}
+	return out
+}
+
+// SnapshotEntries is Entries of a snapshot.
+func (p *Pool) SnapshotEntries(ref SnapshotRef) []blockmap.Entry {
+	p.mu.RLock()
+	_, s, err := findSnapshot(p.cat, ref)
+	p.mu.RUnlock()
+	if err != nil {
+		panic(err)
+	}
+	out := make([]blockmap.Entry, blocksIn(s.SizeBytes))
+	pins := p.store.NewPins()
+	if err := waitFor(pins, func() error { return s.Root.Lookup(pins, 0, out) }); err != nil {
+		panic(err)
+	}
+	return out
+}
+
+// Replay applies an entry as opening the pool does.
+func (p *Pool) Replay(e seglog.Entry) error {
+	r := replayer{p, p.store.NewPins()}
+	return r.apply(0, []seglog.Entry{e})
 }
 
 // Queued counts the requests that wait for the log.

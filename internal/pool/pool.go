@@ -234,7 +234,7 @@ func (r *replayer) apply(_ uint64, entries []seglog.Entry) error {
 	for i := range entries {
 		e := &entries[i]
 		switch e.Kind {
-		case seglog.KindData, seglog.KindClear:
+		case seglog.KindData, seglog.KindClear, seglog.KindMove:
 			v := r.pool.volumes[e.Volume]
 			if v == nil {
 				return fmt.Errorf("%w: an entry is of volume %d, which is not there", ErrDamagedLog, e.Volume)

@@ -98,7 +98,14 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 			"resize":     func(t *rapid.T) { d.resize(volume.Draw(t, "volume"), size.Draw(t, "size")) },
 			"checkpoint": func(t *rapid.T) { d.checkpoint() },
 			"reclaim":    func(t *rapid.T) { d.reclaim() },
-			"reopen":     func(t *rapid.T) { d.reopen() },
+			"relayout": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				if rapid.Bool().Draw(t, "scattered") {
+					d.scatter(v)
+				}
+				d.relayout(v)
+			},
+			"reopen": func(t *rapid.T) { d.reopen() },
 			"crash": func(t *rapid.T) {
 				policies := []crashfs.Policy{crashfs.KeepAll, crashfs.DropAll, crashfs.Torn, crashfs.ProcessCrash, crashfs.Random(rapid.Uint64().Draw(t, "seed"))}
 				d.crash(rapid.SampledFrom(policies).Draw(t, "policy"))

@@ -97,7 +97,7 @@ func read(dev block.Device, rnd *rand.Rand, least func(lba int64) uint32, most f
 }
 
 // TestStress: writers, readers, snapshots read while the volume goes on, deletions, clones,
-// rollbacks, flushes, checks, reclaim, and checkpoints in the background, with a map cache that holds next to nothing.
+// rollbacks, flushes, checks, relayouts, reclaim, and checkpoints in the background, with a map cache that holds next to nothing.
 func TestStress(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const writes = 2500
@@ -128,6 +128,7 @@ func TestStress(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	moved := int64(0)
 	const writers = 3
 	var writing sync.WaitGroup
 	for w := range int64(writers) { // each has blocks of its own, so that it knows their versions
@@ -162,6 +163,11 @@ func TestStress(t *testing.T) {
 	s.until(s.snapshots)
 	s.until(s.rollbacks)
 	s.until(func(*rand.Rand, int) error {
+		done, err := p.Relayout(ctx, "a", pool.RelayoutOptions{})
+		moved += done.Moved
+		return err
+	})
+	s.until(func(*rand.Rand, int) error {
 		rep, err := p.Check(ctx, nil)
 		if err == nil && len(rep.Damage) > 0 {
 			err = fmt.Errorf("check finds %+v", rep.Damage)
@@ -175,6 +181,9 @@ func TestStress(t *testing.T) {
 	writing.Wait()
 	close(s.done)
 	s.wg.Wait()
+	if moved == 0 {
+		t.Error("nothing was moved")
+	}
 
 	for range 2 {
 		rnd := rand.New(rand.NewPCG(3, 4))

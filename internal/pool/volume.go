@@ -29,6 +29,8 @@ type volume struct {
 	keep bool // the head has a parent: what is cleared leaves tombstones
 	gone bool // deleted
 
+	relayout atomic.Bool // under way
+
 	devices map[*Device]struct{} // open ones; guarded by Pool.mu
 	scratch []blockmap.Entry     // of apply
 }
@@ -45,7 +47,7 @@ func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockm
 
 func (v *volume) name() string { return *v.label.Load() }
 
-// apply folds a Data or Clear entry into the map.
+// apply folds a Data, Clear or Move entry into the map.
 func (v *volume) apply(pins *blockmap.Pins, e *seglog.Entry) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -70,7 +72,36 @@ func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 	for i, crc := range e.CRCs {
 		v.scratch = append(v.scratch, blockmap.Entry{Addr: e.Addr.Plus(int64(i) * block.Size), Epoch: e.Epoch, CRC: crc})
 	}
+	if e.Kind == seglog.KindMove {
+		if err := v.keepEpochs(pins, e.LBA, v.scratch); err != nil {
+			return err
+		}
+	}
 	return v.tree.Set(pins, e.LBA, v.scratch)
+}
+
+// keepEpochs gives entries for blocks that were moved the epochs of those that they replace: the
+// blocks are the same, so that whoever compares two states finds no change. A block that is not what was moved is damage.
+func (v *volume) keepEpochs(pins *blockmap.Pins, lba uint64, moved []blockmap.Entry) error {
+	now := make([]blockmap.Entry, len(moved))
+	for {
+		err := v.tree.View().Lookup(pins, lba, now)
+		miss, ok := err.(*blockmap.Miss)
+		if err == nil {
+			break
+		} else if !ok {
+			return err
+		} else if err := pins.Load(miss); err != nil {
+			return err
+		}
+	}
+	for i := range moved {
+		if !now[i].Mapped() || now[i].CRC != moved[i].CRC {
+			return fmt.Errorf("%w: block %d was moved, and is not the one that is there", ErrDamagedLog, lba+uint64(i))
+		}
+		moved[i].Epoch = now[i].Epoch
+	}
+	return nil
 }
 
 // lookup fills out with the entries from lba on, waiting for the log where it must.

@@ -162,7 +162,7 @@ func (c *contents) head(volume uint64) *state { return c.states[c.volumes[volume
 
 func (c *contents) replay(e entry) error {
 	switch e.kind {
-	case 1, 2:
+	case 1, 2, 7:
 		if c.volumes[e.volume] == nil {
 			return fmt.Errorf("entry of volume %d, which is not there", e.volume)
 		}
@@ -171,6 +171,11 @@ func (c *contents) replay(e entry) error {
 			maps.DeleteFunc(m, func(lba uint64, _ place) bool { return lba >= e.lba && lba-e.lba < e.count })
 		}
 		for i, crc := range e.crcs {
+			if was, mapped := m[e.lba+uint64(i)]; e.kind == 7 && (!mapped || was.crc != crc) {
+				return fmt.Errorf("block %d of volume %d was moved, and is not the one that is there", e.lba+uint64(i), e.volume)
+			} else if e.kind == 7 {
+				c.moved++
+			}
 			m[e.lba+uint64(i)] = place{e.address + uint64(i)*64, crc}
 		}
 	case 3:

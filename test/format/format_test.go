@@ -110,7 +110,7 @@ func (w *writer) scribble(volume string, n int) {
 }
 
 // story leaves a pool with volumes, group snapshots, a rollback, clones, hidden states,
-// tombstones and differences, partly behind the last checkpoint.
+// tombstones, differences and moved blocks, partly behind the last checkpoint.
 func (w *writer) story() {
 	w.t.Helper()
 	w.create("a", volumeBytes)
@@ -129,6 +129,7 @@ func (w *writer) story() {
 		w.submit("alone", block.OpDiscard, 4096*w.rnd.Int64N(256), 4096)
 		w.must(w.p.Checkpoint(ctx))
 	}
+	w.relayout("a")
 	w.snapshot("s2", "a")
 	w.scribble("a", 5)
 	_, _, err := w.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "a", Name: "s1"}, pool.VolumeSpec{Name: "clone"})
@@ -149,8 +150,24 @@ func (w *writer) story() {
 	w.must(w.p.DeleteVolume(ctx, "short"))
 	w.scribble("beta", 5)
 	w.scribble("clone", 5)
+	w.relayout("clone")
 	w.must(w.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "a", Name: "s2"}}))
 	w.flush("a")
+}
+
+// relayout moves every other block of a volume after writing them from the last to the first.
+func (w *writer) relayout(volume string) {
+	w.t.Helper()
+	info, err := w.p.Volume(volume)
+	w.must(err)
+	for off := info.SizeBytes&^8191 - 8192; off >= 0; off -= 8192 {
+		w.submit(volume, block.OpWrite, off, 4096)
+	}
+	done, err := w.p.Relayout(ctx, volume, pool.RelayoutOptions{})
+	w.must(err)
+	if done.Moved == 0 {
+		w.t.Errorf("nothing of %s was moved: %+v", volume, done)
+	}
 }
 
 // compare fails unless the reader and the pool have the same volumes, snapshots, lineage and bytes.
@@ -239,6 +256,9 @@ func TestReaderFindsWhatAnOpenPoolHolds(t *testing.T) {
 	compare(t, c, w.p)
 	if c.replayed < 20 {
 		t.Errorf("only %d batches lay behind the checkpoint", c.replayed)
+	}
+	if c.moved < 200 {
+		t.Errorf("only %d blocks were moved", c.moved)
 	}
 	if n := c.differences; n == 0 {
 		t.Error("no map node was a difference")

@@ -76,6 +76,7 @@ type files struct {
 
 	differences int // nodes read that were stored as one
 	rewritten   int // segments
+	moved       int // blocks, by what was replayed
 }
 
 func readFiles(dir fs.FS) (*files, error) {
@@ -203,7 +204,7 @@ func (f *files) batchAt(segment, offset uint64) *batch {
 		e := entry{kind: rest[0], address: segment<<24 | payload/64}
 		length, blocks := 8, 0
 		switch e.kind {
-		case 1:
+		case 1, 7:
 			blocks, length = int(le.Uint32(rest[4:])), 32
 			e.volume, e.lba, e.count = le.Uint64(rest[8:]), le.Uint64(rest[16:]), uint64(blocks)
 		case 2:

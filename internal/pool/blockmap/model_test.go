@@ -95,6 +95,23 @@ func (m *machine) set() {
 	}
 }
 
+// move gives blocks other places and keeps their epochs.
+func (m *machine) move() {
+	lba, count := m.extent()
+	for i := range count {
+		e, mapped := m.head[lba+i]
+		if !mapped {
+			continue
+		}
+		m.addr++
+		e.Addr = seglog.MakeAddr(7, int64(m.addr)*4096%(1<<29)) + seglog.Addr(m.addr>>17)<<24
+		m.head[lba+i] = e
+		if err := m.tree.Set(m.store.NewPins(), lba+i, []Entry{e}); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
 func (m *machine) clear() {
 	lba, count := m.extent()
 	if rapid.IntRange(0, 5).Draw(m.t, "much") == 0 {
@@ -295,6 +312,29 @@ func (m *machine) verify() {
 	}
 
 	m.demandBeyond(v, rapid.SampledFrom(all).Draw(m.t, "than"), since)
+	want, passed := v.plain.newer(since), uint64(0)
+	for at, more := uint64(0), true; more; {
+		pins := m.store.NewPins()
+		var leaf, skipped uint64
+		waiting(m.t, pins, func() (err error) {
+			leaf, skipped, more, err = v.root.NextNewer(pins, at, since)
+			return err
+		})
+		for lba := range v.plain {
+			if more && lba >= leaf && lba < leaf+leafSlots {
+				delete(want, lba)
+				passed++
+			}
+		}
+		if more && leaf < at {
+			m.t.Fatalf("the next leaf behind %d is at %d", at, leaf)
+		}
+		passed += skipped
+		at = leaf + leafSlots
+	}
+	if len(want) > 0 || passed != uint64(len(v.plain)) {
+		m.t.Fatalf("since epoch %d: leaves with %d newer blocks are missing; %d of %d blocks were passed", since, len(want), passed, len(v.plain))
+	}
 
 	var others []Root
 	left := v.plain.newer(since)
@@ -318,6 +358,7 @@ func TestTreesAgainstPlainMaps(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"set": set, "set more": set, "set much": set,
 			"clear":      func(*rapid.T) { m.clear() },
+			"move":       func(*rapid.T) { m.move() },
 			"freeze":     func(*rapid.T) { m.freeze() },
 			"checkpoint": func(*rapid.T) { m.checkpoint() },
 			"rollback":   func(*rapid.T) { m.rollback() },

@@ -122,6 +122,45 @@ func (r Root) Run(pins *Pins, lba, limit uint64) (blocks uint64, mapped bool, er
 	}
 }
 
+// NextNewer finds the first leaf, at or behind the one of lba, that holds data and anything newer than
+// epoch since, without reading what is not newer. It returns the leaf's first block, and how many blocks that hold
+// data were passed over. If a node is not in memory it returns a *Miss.
+func (r Root) NextNewer(pins *Pins, lba, since uint64) (at, passed uint64, found bool, err error) {
+	if lba >= MaxBlocks {
+		return 0, 0, false, nil
+	}
+	at, found, err = r.c.nextNewer(pins, rootLevel, 0, lba, since, &passed)
+	return at, passed, found, err
+}
+
+func (c *child) nextNewer(pins *Pins, level int, first, lba, since uint64, passed *uint64) (uint64, bool, error) {
+	if c.mappedBlocks() == 0 || c.newest() <= since {
+		*passed += c.mappedBlocks()
+		return 0, false, nil
+	}
+	if level == 0 {
+		return first, true, nil
+	}
+	n := c.node
+	if n == nil {
+		var err error
+		if n, err = pins.find(c, level, first); err != nil {
+			return 0, false, err
+		}
+	}
+	from := 0
+	if lba > first {
+		from = slotOf(lba, level)
+	}
+	for i := n.slots.next(from); i >= 0; i = n.slots.next(i + 1) {
+		at, found, err := n.children[n.slots.rank(i)].nextNewer(pins, level-1, first+uint64(i)*span(level-1), lba, since, passed)
+		if found || err != nil {
+			return at, found, err
+		}
+	}
+	return 0, false, nil
+}
+
 // copyEntries fills out with the leaf's entries from slot i on, and returns how many.
 func (n *node) copyEntries(i int, out []Entry) int {
 	count := min(leafSlots-i, len(out))
@@ -164,6 +203,10 @@ func (t *Tree) Freeze(epoch, gen uint64) Root {
 	t.owner, t.gen = epoch, gen
 	return Root{t.root}
 }
+
+// Since is the epoch of the state that the tree descends from: entries newer than it are the tree's
+// own, and no other state has them.
+func (t *Tree) Since() uint64 { return t.since }
 
 // SetSince tells the tree that it descends from the state of another epoch now.
 func (t *Tree) SetSince(epoch uint64) { t.since = epoch }
@@ -248,7 +291,8 @@ func (t *Tree) link(p *path, lba uint64) {
 	}
 }
 
-// Set maps the blocks from lba on. Each entry's Epoch must be the tree's. On an
+// Set maps the blocks from lba on. Each entry's Epoch must be the tree's, or where a block
+// only gets another place, that of the entry it replaces. On an
 // error (damage or I/O below a node that had to be loaded) blocks before the
 // failing leaf are set and the rest is unchanged.
 func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {

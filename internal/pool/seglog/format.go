@@ -48,17 +48,18 @@ const (
 	KindBlob       Kind = 4 // payload blocks that only pointers give a meaning: map nodes, catalogue images
 	KindCheckpoint Kind = 5 // a checkpoint record, in the header
 	KindOpen       Kind = 6 // the pool was opened: the log goes on in a new segment
+	KindMove       Kind = 7 // payload blocks that a volume has already, at new places
 )
 
 // Entry is one record of a batch.
 type Entry struct {
 	Kind   Kind
-	Volume uint64 // Data, Clear: the volume's number
-	LBA    uint64 // Data, Clear: first block
-	Count  uint64 // Clear: blocks; Data and Blob: payload blocks
-	Epoch  uint64 // Data: the volume's, so that a segment alone tells whose its blocks are
+	Volume uint64 // Data, Clear, Move: the volume's number
+	LBA    uint64 // Data, Clear, Move: first block
+	Count  uint64 // Clear: blocks; Data, Blob and Move: payload blocks
+	Epoch  uint64 // Data, Move: the volume's, so that a segment alone tells whose its blocks are
 
-	// Payload is what Data and Blob store: Count blocks in all, cut into slices of
+	// Payload is what Data, Blob and Move store: Count blocks in all, cut into slices of
 	// whole blocks in any way. Nil when read back.
 	Payload [][]byte
 	// CRCs holds the CRC32C of each payload block.
@@ -72,7 +73,7 @@ type Entry struct {
 }
 
 func (e *Entry) payloadBlocks() int {
-	if e.Kind == KindData || e.Kind == KindBlob {
+	if e.Kind == KindData || e.Kind == KindBlob || e.Kind == KindMove {
 		return int(e.Count)
 	}
 	return 0
@@ -81,7 +82,7 @@ func (e *Entry) payloadBlocks() int {
 // encodedLen is the entry's length in the header, in bytes.
 func (e *Entry) encodedLen() int {
 	switch e.Kind {
-	case KindData:
+	case KindData, KindMove:
 		return 32 + 4*int(e.Count)
 	case KindClear:
 		return 32
@@ -163,7 +164,7 @@ func encodeHeader(buf []byte, h *header, entries []Entry, salt uint64) {
 		e := &entries[i]
 		p[0] = byte(e.Kind)
 		switch e.Kind {
-		case KindData:
+		case KindData, KindMove:
 			le.PutUint32(p[4:], uint32(e.Count))
 			le.PutUint64(p[8:], e.Volume)
 			le.PutUint64(p[16:], e.LBA)
@@ -254,7 +255,7 @@ func parseEntries(buf []byte, h *header) ([]Entry, bool) {
 		n := int(le.Uint32(p[4:]))
 		var crcs []byte
 		switch e.Kind {
-		case KindData:
+		case KindData, KindMove:
 			if n < 1 || n > MaxPayloadBlocks || len(p) < 32+4*n {
 				return nil, false
 			}

@@ -67,12 +67,12 @@ func numbered(number uint64, blocks int) []Entry {
 		{Kind: KindClear, Volume: 1, LBA: number, Count: 1 << 40},
 		{Kind: KindCatalogue, Inline: inline},
 	}
-	for _, kind := range []Kind{KindData, KindBlob} {
+	for _, kind := range []Kind{KindData, KindBlob, KindMove} {
 		if blocks == 0 {
 			break
 		}
 		e := Entry{Kind: kind, Count: uint64(blocks)}
-		if kind == KindData {
+		if kind != KindBlob {
 			e.Volume, e.LBA = number, 1000+number
 		}
 		p := bytes.Repeat(binary.LittleEndian.AppendUint64(nil, number), blocks*block.Size/8)
@@ -170,7 +170,7 @@ func TestOversizeBatchesAreRefused(t *testing.T) {
 	if l.Position() != before {
 		t.Error("a refused batch moved the end of the log")
 	}
-	appendNumber(t, l, 1, MaxPayloadBlocks/2)
+	appendNumber(t, l, 1, MaxPayloadBlocks/3)
 	l.Close()
 }
 
