@@ -131,6 +131,7 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 		"post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
 		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/snapshots",
 		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
+		"post /v1/volumes/{volume}/relayout",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("operations: %s", diff)

@@ -54,6 +54,8 @@ func volumes(api huma.API, d *daemon.Daemon) {
 		}) error {
 			return d.DeleteVolume(ctx, in.Volume, in.Force)
 		})
+	operation(api, http.MethodPost, "/v1/volumes/{volume}/relayout", "relayout-volume", "Start to rewrite a volume's blocks in order", http.StatusAccepted,
+		func(_ context.Context, in *namedVolume) (contract.Job, error) { return d.StartRelayout(in.Volume) })
 	operation(api, http.MethodPost, "/v1/imports", "import", "Start to make a volume from an image file", http.StatusAccepted,
 		func(_ context.Context, in *with[contract.Import]) (contract.Job, error) {
 			return d.StartImport(in.Body)

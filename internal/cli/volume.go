@@ -9,14 +9,15 @@ import (
 )
 
 type volumeCommands struct {
-	Create volumeCreate `cmd:"" help:"Create a volume: empty, from an image, or as an instant clone of a snapshot."`
-	List   volumeList   `cmd:"" help:"List volumes."`
-	Show   volumeShow   `cmd:"" help:"Show a volume."`
-	Rename volumeRename `cmd:"" help:"Rename a volume."`
-	Label  volumeLabel  `cmd:"" help:"Set labels; an empty value removes one."`
-	Resize volumeResize `cmd:"" help:"Grow a volume; shrink it with --force."`
-	Delete volumeDelete `cmd:"" help:"Delete a volume that has no snapshots."`
-	Export volumeExport `cmd:"" help:"Write a volume or a snapshot to an image file."`
+	Create   volumeCreate   `cmd:"" help:"Create a volume: empty, from an image, or as an instant clone of a snapshot."`
+	List     volumeList     `cmd:"" help:"List volumes."`
+	Show     volumeShow     `cmd:"" help:"Show a volume."`
+	Rename   volumeRename   `cmd:"" help:"Rename a volume."`
+	Label    volumeLabel    `cmd:"" help:"Set labels; an empty value removes one."`
+	Resize   volumeResize   `cmd:"" help:"Grow a volume; shrink it with --force."`
+	Delete   volumeDelete   `cmd:"" help:"Delete a volume that has no snapshots."`
+	Export   volumeExport   `cmd:"" help:"Write a volume or a snapshot to an image file."`
+	Relayout volumeRelayout `cmd:"" help:"Rewrite what a volume has for itself in order, so that it reads fast again; clients go on meanwhile."`
 }
 
 type volumeCreate struct {
@@ -185,6 +186,28 @@ func (c volumeExport) Run(t *terminal) error {
 			w.row("format", e.Format)
 			w.row("size", humanSize(e.Size))
 			w.row("data", humanSize(e.DataBytes))
+		})
+	})
+}
+
+type volumeRelayout struct {
+	Volume string `arg:"" help:"Volume."`
+}
+
+// Run rewrites a volume in order.
+func (c volumeRelayout) Run(t *terminal) error {
+	job, err := t.client.Relayout(t.ctx, c.Volume)
+	if err != nil {
+		return err
+	}
+	return t.finish(job, func(r *contract.Result) error {
+		return t.print(r.Relayout, func(w *table) {
+			w.row("volume", r.Relayout.Volume)
+			w.row("moved", humanSize(r.Relayout.MovedBytes))
+			w.row("in order before", humanSize(r.Relayout.OrderedBytes))
+			w.row("shared, left alone", humanSize(r.Relayout.SharedBytes))
+			w.row("written meanwhile", humanSize(r.Relayout.ChangedBytes))
+			w.row("damaged, left alone", humanSize(r.Relayout.DamagedBytes))
 		})
 	})
 }

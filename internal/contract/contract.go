@@ -144,12 +144,14 @@ const (
 	JobCheck  = "check"
 	// JobReclaim gives space back.
 	JobReclaim = "reclaim"
+	// JobRelayout rewrites a volume in order.
+	JobRelayout = "relayout"
 )
 
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,reclaim"`
+	Kind       string   `json:"kind" enum:"import,export,check,reclaim,relayout"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -163,11 +165,12 @@ type Job struct {
 
 // Result is what a job came to; the field of its kind is set.
 type Result struct {
-	Volume   *Volume  `json:"volume,omitempty" doc:"of an import"`
-	Export   *Export  `json:"export,omitempty"`
-	Check    *Check   `json:"check,omitempty"`
-	Reclaim  *Reclaim `json:"reclaim,omitempty"`
-	Warnings []string `json:"warnings,omitempty"`
+	Volume   *Volume   `json:"volume,omitempty" doc:"of an import"`
+	Export   *Export   `json:"export,omitempty"`
+	Check    *Check    `json:"check,omitempty"`
+	Reclaim  *Reclaim  `json:"reclaim,omitempty"`
+	Relayout *Relayout `json:"relayout,omitempty"`
+	Warnings []string  `json:"warnings,omitempty"`
 }
 
 // Reclaim is what giving space back came to.
@@ -177,6 +180,16 @@ type Reclaim struct {
 	Removed     int   `json:"segments_removed"`
 	Rewritten   int   `json:"segments_rewritten"`
 	LiveBytes   int64 `json:"live_bytes" doc:"what volumes and snapshots hold"`
+}
+
+// Relayout is what rewriting a volume in order came to.
+type Relayout struct {
+	Volume       string `json:"volume"`
+	MovedBytes   int64  `json:"moved_bytes"`
+	OrderedBytes int64  `json:"ordered_bytes" doc:"lay in order already"`
+	SharedBytes  int64  `json:"shared_bytes" doc:"held together with snapshots or clones, and left where they are"`
+	ChangedBytes int64  `json:"changed_bytes" doc:"written by clients just when they were to be moved"`
+	DamagedBytes int64  `json:"damaged_bytes" doc:"cannot be read, and stay where they are"`
 }
 
 // Export is a written image file.

@@ -137,6 +137,11 @@ func (c *Client) Reclaim(ctx context.Context) (contract.Job, error) {
 	return send[contract.Job](ctx, c, http.MethodPost, "/v1/reclaims", nil)
 }
 
+// Relayout starts to rewrite a volume's blocks in order.
+func (c *Client) Relayout(ctx context.Context, volume string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, "/v1/volumes/"+url.PathEscape(volume)+"/relayout", nil)
+}
+
 // Volumes lists volumes by name.
 func (c *Client) Volumes(ctx context.Context) ([]contract.Volume, error) {
 	return get[[]contract.Volume](ctx, c, "/v1/volumes")
