@@ -71,6 +71,9 @@ func numbered(number uint64, blocks int) []Entry {
 		if blocks == 0 {
 			break
 		}
+		if kind == KindMove {
+			blocks = 1
+		}
 		e := Entry{Kind: kind, Count: uint64(blocks)}
 		if kind != KindBlob {
 			e.Volume, e.LBA = number, 1000+number
