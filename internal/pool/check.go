@@ -177,10 +177,8 @@ func (c *blockCheck) flush() error {
 }
 
 func (c *blockCheck) verifyRun(run []checked, damaged func(lba uint64, err error)) error {
-	if c.buf == nil {
-		c.buf = make([]byte, checkedRun*block.Size)
-	}
-	b := c.buf[:len(run)*block.Size]
+	c.buf = slices.Grow(c.buf[:0], len(run)*block.Size)[:len(run)*block.Size]
+	b := c.buf
 	c.report.Blocks += int64(len(run))
 	whole := c.pool.log.ReadAt(run[0].entry.Addr, b) == nil
 	for i, k := range run {
