@@ -56,8 +56,12 @@ fuzz: ## every fuzz target for FUZZTIME each
 	done
 
 .PHONY: bench
-bench: build packages ## beside qemu-nbd and nbdkit: bench/RESULTS.md; BENCH holds its flags
+bench: build packages ## beside qemu-nbd and nbdkit: bench/RESULTS.md; BENCH holds its flags (-h tells)
 	$(GO) run ./bench $(BENCH)
+
+.PHONY: profile
+profile: build packages ## CPU profiles of varve under each load, or BENCH="-loads REGEXP", in bin/profiles
+	$(GO) run ./bench -only peers -servers '^varve$$' -rounds 1 -time 10s -profile bin/profiles -out bin/profiles $(BENCH)
 
 .PHONY: man
 man: build ## dist/man/*.1

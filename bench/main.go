@@ -1,75 +1,205 @@
 // Command bench measures varve beside what its users would otherwise take: qemu-nbd
-// and nbdkit serving a raw file on the same disk. It writes bench/RESULTS.md.
+// and nbdkit on the same disk. It writes results.json, and from that RESULTS.md and
+// results.svg.
 //
-// Vocabulary: a row is one kind of load; a round runs every row on every server, one
-// right after the other, since on a machine that does other things as well only what
-// was measured side by side can be compared. Servers begin each round with a fresh disk
-// that is written to once from end to end. What is reported is the median of the rounds.
+// Vocabulary: a load is one kind of requests (loads.go); a run is one load on one
+// server for a while; a round runs every load on every server, one right after the
+// other, since on a machine that does other things as well only what was measured side
+// by side can be compared. A pair is two runs of one load on two pools, the order
+// swapped each time. Ratios are taken within a round or a pair; what is reported is their median.
+//
+// Before each run what earlier ones left is written out, and pools give back what
+// nothing holds any more; so a run pays for its own work and no other's.
 //
 // A pause is how long an operation stops the writers of a pool, as the daemon tells;
 // beside it stands the slowest write that a client saw meanwhile.
 //
-// Left out: several connections, several machines, disks with their caches off.
+// Left out: several machines, disks with their caches off, more load than one client makes.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
 
 // settings are what was asked for.
 type settings struct {
-	varve   string        // program
-	dir     string        // scratch directory is made here
-	rounds  int           // for each row
-	runTime time.Duration // of one row on one server
-	size    int64         // of the disks, bytes
-	times   int           // that each operation is timed
+	Rounds   int           `json:"rounds"`
+	Time     time.Duration `json:"time_ns"`
+	Size     int64         `json:"size_bytes"`
+	Pairs    int           `json:"pairs"`
+	PairTime time.Duration `json:"pair_time_ns"`
+	Times    int           `json:"times"`
+	AgeTime  time.Duration `json:"age_time_ns"`
+
+	varve    string // program
+	dir      string // scratch directories are made here
+	profiles string // directory for profiles of varve; none if empty
+	sections []string
+	loads    *regexp.Regexp
+	servers  *regexp.Regexp
 }
 
+const usage = `bench measures varve beside qemu-nbd and nbdkit. With the defaults it takes about 55 minutes,
+24 GiB of disk and 24 GiB of memory (so that all disks stay in the page cache), and wants an idle machine.
+Sections: %s.
+Loads: %s.
+
+`
+
 func main() {
-	var s settings
-	out := flag.String("out", "bench/RESULTS.md", "file for the results")
+	s := settings{loads: regexp.MustCompile(""), servers: regexp.MustCompile("")}
+	out := flag.String("out", "bench", "directory for results.json, RESULTS.md and results.svg")
+	render := flag.String("render", "", "measure nothing: read this results.json and write the other two")
+	only := flag.String("only", "", "sections to measure, separated by commas; without, all")
 	flag.StringVar(&s.varve, "varve", "bin/varve", "program to measure")
-	flag.StringVar(&s.dir, "dir", os.TempDir(), "directory on the disk to measure on; needs some 16 GiB")
-	flag.IntVar(&s.rounds, "rounds", 3, "rounds, of which the median counts")
-	flag.DurationVar(&s.runTime, "time", 5*time.Second, "length of one row on one server")
-	flag.Int64Var(&s.size, "size", 2<<30, "size of the disks in bytes")
-	flag.IntVar(&s.times, "times", 100, "how often each operation is timed")
+	flag.StringVar(&s.dir, "dir", os.TempDir(), "directory on the disk to measure on")
+	flag.StringVar(&s.profiles, "profile", "", "directory for a CPU profile of varve during each of its runs of the section peers; slows them a little")
+	flag.IntVar(&s.Rounds, "rounds", 5, "rounds of the section peers")
+	flag.DurationVar(&s.Time, "time", 3*time.Second, "length of a run of the section peers")
+	flag.Int64Var(&s.Size, "size", 2<<30, "size of the disks in bytes")
+	flag.IntVar(&s.Pairs, "pairs", 9, "pairs of runs in the sections depth and aged")
+	flag.DurationVar(&s.PairTime, "pair-time", time.Second, "length of a run of these")
+	flag.IntVar(&s.Times, "times", 200, "how often each operation of the section pauses is timed")
+	flag.DurationVar(&s.AgeTime, "age-time", time.Minute, "length of the random overwriting of the section reclaim")
+	flag.TextVar(s.loads, "loads", s.loads, "regular expression of the loads to run; without, all")
+	flag.TextVar(s.servers, "servers", s.servers, "regular expression of the servers of the section peers; without, all")
+	flag.Usage = func() {
+		fmt.Fprintf(flag.CommandLine.Output(), usage, strings.Join(sectionNames(), ", "), strings.Join(loadNames(), ", "))
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := measure(ctx, s, *out); err != nil {
+	if err := run(ctx, s, *out, *render, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func measure(ctx context.Context, s settings, out string) error {
-	varve, err := filepath.Abs(s.varve)
-	if err != nil {
+func run(ctx context.Context, s settings, out, render, only string) error {
+	if render != "" {
+		found, err := readResults(render)
+		if err != nil {
+			return err
+		}
+		return found.writeReport(out)
+	}
+	s.sections = sectionNames()
+	if only != "" {
+		s.sections = strings.Split(only, ",")
+	}
+	for _, name := range s.sections {
+		if !slices.Contains(sectionNames(), name) {
+			return fmt.Errorf("there is no section %q, but %s", name, strings.Join(sectionNames(), ", "))
+		}
+	}
+	var err error
+	if s.varve, err = filepath.Abs(s.varve); err != nil {
 		return err
 	}
-	s.varve = varve
-	r := report{settings: s, began: time.Now()}
-	if r.machine, err = describeMachine(ctx, s); err != nil {
+	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	if r.rows, err = measureRows(ctx, s); err != nil {
-		return err
-	}
-	if r.pauses, err = measurePauses(ctx, s); err != nil {
-		return err
-	}
-	return os.WriteFile(out, []byte(r.markdown()), 0o644)
+	return measure(ctx, s, out)
 }
 
-// say tells what is going on.
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+// section is a part of the measurement that stands by itself.
+type section struct {
+	name    string
+	measure func(context.Context, settings, *results) error
+}
+
+var sections = []section{
+	{"peers", measurePeers},
+	{"depth", measureDepth},
+	{"pauses", measurePauses},
+	{"written", measureWritten},
+	{"reclaim", measureReclaim},
+	{"aged", measureAged},
+}
+
+func sectionNames() (names []string) {
+	for _, s := range sections {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// measure runs the sections. What is found is written after each: a failure costs one section.
+func measure(ctx context.Context, s settings, out string) error {
+	found := &results{Began: began, Command: command(), Settings: s, Failures: map[string]string{}}
+	var err error
+	if found.Machine, err = describeMachine(ctx, s); err != nil {
+		return err
+	}
+	var failed error
+	for _, section := range sections {
+		if !slices.Contains(s.sections, section.name) {
+			continue
+		}
+		err := section.measure(ctx, s, found)
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), failed) // and what there was before stays
+		}
+		if err != nil {
+			say("%s: failed: %v", section.name, err)
+			found.Failures[section.name] = strings.ReplaceAll(firstLine(err.Error()), s.dir, "DIR")
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", section.name, err))
+		}
+		found.Seconds = time.Since(began).Seconds()
+		if err := errors.Join(found.write(filepath.Join(out, "results.json")), found.writeReport(out)); err != nil {
+			return errors.Join(err, failed)
+		}
+	}
+	return failed
+}
+
+// command is how to do the same again; where the files lie is nobody's concern.
+func command() string {
+	var flags []string
+	flag.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "dir", "out", "varve", "profile":
+		default:
+			flags = append(flags, "-"+f.Name+" "+quoted(f.Value.String()))
+		}
+	})
+	if len(flags) == 0 {
+		return "make bench"
+	}
+	return `make bench BENCH="` + strings.Join(flags, " ") + `"`
+}
+
+// quoted is a value as make hands it to a shell.
+func quoted(value string) string {
+	if plain.MatchString(value) {
+		return value
+	}
+	return "'" + strings.ReplaceAll(value, "$", "$$") + "'"
+}
+
+var plain = regexp.MustCompile(`^[-\w.,/=]+$`)
+
+var began = time.Now()
+
+// say tells what is going on, and when.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Truncate(time.Second), fmt.Sprintf(format, args...))
+}
+
+func firstLine(s string) string {
+	first, _, _ := strings.Cut(s, "\n")
+	return first
+}

@@ -2,14 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"varve/internal/block"
@@ -17,58 +12,91 @@ import (
 	"varve/internal/nbd/client"
 )
 
-// depth is how many writes are under way while operations are timed under load.
-const depth = 32
+const (
+	// depth is how many writes are under way while operations are timed under load.
+	depth = 32
+	// between is how many blocks are written before each operation, so that it has something to freeze.
+	between = 256
+	// scattered is how many blocks are written at random places of a volume before anything is timed.
+	scattered = 100_000
+)
 
-// between is how many blocks are written before each operation, so that it has something to freeze.
-const between = 256
+// pausedSizes are the volumes that operations are timed on, bytes.
+var pausedSizes = []int64{1 << 30, block.MaxDeviceBytes}
 
-// pauses are the times of one operation on one volume.
-type pauses struct {
-	volumeBytes int64
-	load        bool
-	operation   string
-	writes      float64 // a second, under load
-	// In milliseconds, for each time the operation was done: what the daemon tells, how long the command
-	// took, and the slowest of the client's writes that ended meanwhile.
-	pause, durable, command, slowest []float64
+// pausedVolume are the operations that were timed on one volume.
+type pausedVolume struct {
+	SizeBytes  int64       `json:"size_bytes"`
+	Load       bool        `json:"load"`         // whether blocks were written meanwhile
+	Writes     float64     `json:"writes_per_s"` // a second, under load
+	Operations []operation `json:"operations"`
+
+	Stalls map[string]stall `json:"checkpoint_stalls,omitempty"`
 }
 
-func measurePauses(ctx context.Context, s settings) ([]pauses, error) {
-	var all []pauses
-	for _, size := range []int64{1 << 30, block.MaxDeviceBytes} {
+// operation holds times in milliseconds, one for each time it was done; empty where it does not apply.
+type operation struct {
+	Name     string    `json:"name"`
+	Pause    []float64 `json:"pause_ms"`    // of all writers, as the daemon tells
+	Durable  []float64 `json:"durable_ms"`  // until its record was on disk, pause included
+	Answered []float64 `json:"answered_ms"` // until the API's answer
+	Slowest  []float64 `json:"slowest_ms"`  // the slowest of the client's writes that ended meanwhile
+}
+
+// Names of operations.
+const (
+	opSnapshot = "snapshot create"
+	opRollback = "rollback"
+	opClone    = "clone"
+	opDelete   = "snapshot delete"
+	opFlush    = "(a FLUSH alone)"
+	opNothing  = "(nothing, for as long as a snapshot takes)"
+)
+
+func measurePauses(ctx context.Context, s settings, r *results) error {
+	for _, size := range pausedSizes {
 		for _, load := range []bool{false, true} {
+			say("pauses: a volume of %s, under load: %v", binary(size), load)
 			found, err := measureVolume(ctx, s, size, load)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			all = append(all, found...)
+			r.Pauses = append(r.Pauses, *found)
 		}
 	}
-	return all, nil
+	return nil
+}
+
+// timing is the measurement on one volume.
+type timing struct {
+	v    *server
+	w    *writer
+	load bool
 }
 
 // measureVolume times operations on a fresh pool.
-func measureVolume(ctx context.Context, s settings, size int64, load bool) (found []pauses, err error) {
-	say("snapshots, rollbacks and clones of %d GiB, under load: %v", size>>30, load)
-	dir, err := os.MkdirTemp(s.dir, "varve-bench")
+func measureVolume(ctx context.Context, s settings, size int64, load bool) (_ *pausedVolume, err error) {
+	v, err := startVarve(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	v, err := serveVarve(ctx, s, dir)
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
 	defer func() { err = errors.Join(err, v.stop()) }()
-	for _, name := range []string{"bench", "rolled"} {
-		if _, err := varve(ctx, s, dir, "volume", "create", name, "--size", strconv.FormatInt(size, 10)); err != nil {
+	// What is rolled back is another volume: nobody may write to it, but its pool's writers wait.
+	for _, name := range []string{volumeName, "rolled"} {
+		if _, err := v.api.CreateVolume(ctx, contract.CreateVolume{Name: name, Size: size}); err != nil {
+			return nil, err
+		}
+		if err := scatter(ctx, v.volumeURI(name), scattered, depth); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := varve(ctx, s, dir, "snapshot", "create", "rolled", "--name", "origin"); err != nil {
+	if _, err := v.api.CreateSnapshots(ctx, contract.CreateSnapshot{Volumes: []string{"rolled"}, Name: "origin"}); err != nil {
 		return nil, err
 	}
-	w, err := newWriter(ctx, varveURI(dir, "bench"))
+	if err := (fleet{v}).settle(ctx); err != nil {
+		return nil, err
+	}
+	w, err := newWriter(ctx, v.uri)
 	if err != nil {
 		return nil, err
 	}
@@ -76,219 +104,126 @@ func measureVolume(ctx context.Context, s settings, size int64, load bool) (foun
 	if load {
 		w.begin(depth)
 	}
-
-	base := pauses{volumeBytes: size, load: load}
-	snapshot, rollback, clone, flush, nothing := base, base, base, base, base
-	snapshot.operation, rollback.operation, clone.operation = "snapshot", "rollback", "clone"
-	flush.operation, nothing.operation = "only a FLUSH", "nothing, for as long as the snapshot's command"
+	t := timing{v, w, load}
 	began := time.Now()
-	for n := range s.times {
-		name := fmt.Sprintf("s%d", n)
-		if err := w.ready(load); err != nil {
-			return nil, err
-		}
-		var made []contract.Snapshot
-		if err := snapshot.time(ctx, s, dir, w, &made, "snapshot", "create", "bench", "--name", name); err != nil {
-			return nil, err
-		}
-		snapshot.tell(made[0].PauseMS, made[0].DurableMS)
-
-		if err := w.ready(load); err != nil {
-			return nil, err
-		}
-		var cloned contract.Volume
-		if err := clone.time(ctx, s, dir, w, &cloned, "volume", "create", fmt.Sprintf("c%d", n), "--from", "bench@"+name); err != nil {
-			return nil, err
-		}
-		clone.tell(cloned.PauseMS, cloned.DurableMS)
-
-		// What is rolled back is another volume: nobody may write to it, but its pool's writers wait.
-		if err := scribble(ctx, varveURI(dir, "rolled")); err != nil {
-			return nil, err
-		}
-		if err := w.ready(load); err != nil {
-			return nil, err
-		}
-		var rolled contract.Rollback
-		if err := rollback.time(ctx, s, dir, w, &rolled, "snapshot", "rollback", "rolled@origin"); err != nil {
-			return nil, err
-		}
-		rollback.tell(&rolled.PauseMS, &rolled.DurableMS)
-
-		if load {
-			if err := w.ready(load); err != nil {
-				return nil, err
-			}
-			if err := flush.timeFlush(ctx, dir, w); err != nil {
-				return nil, err
-			}
-			w.slowest.Store(0)
-			<-time.After(time.Duration(snapshot.command[n] * float64(time.Millisecond)))
-			nothing.slowest = append(nothing.slowest, w.slowestMS())
-		}
+	found := &pausedVolume{SizeBytes: size, Load: load}
+	if found.Operations, err = t.creations(ctx, s.Times); err != nil {
+		return nil, err
 	}
-	found = []pauses{snapshot, rollback, clone}
+	deletions, err := t.deletions(ctx, s.Times)
+	if err != nil {
+		return nil, err
+	}
+	found.Operations = append(found.Operations, deletions)
 	if load {
-		found = append(found, flush, nothing)
-		for i := range found {
-			found[i].writes = float64(w.done.Load()) / time.Since(began).Seconds()
-		}
+		found.Writes = round3(float64(w.done.Load()) / time.Since(began).Seconds())
+	}
+	for i, o := range found.Operations {
+		found.Operations[i] = operation{o.Name, rounded(o.Pause), rounded(o.Durable), rounded(o.Answered), rounded(o.Slowest)}
+	}
+	if found.Stalls, err = v.stalls(ctx, s); err != nil {
+		return nil, err
 	}
 	return found, w.failure()
 }
 
-// time runs a command and decodes its result.
-func (p *pauses) time(ctx context.Context, s settings, dir string, w *writer, result any, args ...string) error {
-	w.slowest.Store(0)
-	began := time.Now()
-	out, err := varve(ctx, s, dir, args...)
-	p.command = append(p.command, float64(time.Since(began).Microseconds())/1000)
-	if p.load {
-		p.slowest = append(p.slowest, w.slowestMS())
+func snapshotName(n int) string { return fmt.Sprintf("s%d", n) }
+
+// creations times snapshots, clones of them and rollbacks, in turn.
+func (t timing) creations(ctx context.Context, times int) ([]operation, error) {
+	snapshot, clone, rollback := operation{Name: opSnapshot}, operation{Name: opClone}, operation{Name: opRollback}
+	flush, nothing := operation{Name: opFlush}, operation{Name: opNothing}
+	for n := range times {
+		if err := t.time(&snapshot, func() (pause, durable *float64, err error) {
+			made, err := t.v.snapshot(ctx, snapshotName(n))
+			return made.PauseMS, made.DurableMS, err
+		}); err != nil {
+			return nil, err
+		}
+		if err := t.time(&clone, func() (pause, durable *float64, err error) {
+			made, err := t.v.api.CreateVolume(ctx, contract.CreateVolume{Name: fmt.Sprintf("c%d", n), From: volumeName + "@" + snapshotName(n)})
+			return made.PauseMS, made.DurableMS, err
+		}); err != nil {
+			return nil, err
+		}
+		if err := scatter(ctx, t.v.volumeURI("rolled"), between, 1); err != nil {
+			return nil, err
+		}
+		if err := t.time(&rollback, func() (pause, durable *float64, err error) {
+			done, err := t.v.api.Rollback(ctx, "rolled@origin", false)
+			return &done.PauseMS, &done.DurableMS, err
+		}); err != nil {
+			return nil, err
+		}
+		if t.load {
+			if err := t.alone(ctx, &flush, &nothing, snapshot.Answered[n]); err != nil {
+				return nil, err
+			}
+		}
 	}
-	if err != nil {
-		return err
+	if t.load {
+		return []operation{snapshot, clone, rollback, flush, nothing}, nil
 	}
-	return json.Unmarshal(out, result)
+	return []operation{snapshot, clone, rollback}, nil
 }
 
-// timeFlush times a FLUSH of another connection: what waiting for the disk does to writers, lineage aside.
-func (p *pauses) timeFlush(ctx context.Context, dir string, w *writer) error {
-	c, err := client.Dial(ctx, varveURI(dir, "bench"), client.Options{})
-	if err != nil {
-		return err
+// deletions deletes what creations made: the clones, untimed, then the snapshots in random order, so
+// that most of them lie between others.
+func (t timing) deletions(ctx context.Context, times int) (operation, error) {
+	o := operation{Name: opDelete}
+	for n := range times {
+		if err := t.v.api.DeleteVolume(ctx, fmt.Sprintf("c%d", n), false); err != nil {
+			return o, err
+		}
 	}
-	defer c.Close()
-	w.slowest.Store(0)
-	began := time.Now()
-	err = c.Flush(ctx)
-	p.durable = append(p.durable, float64(time.Since(began).Microseconds())/1000)
-	p.slowest = append(p.slowest, w.slowestMS())
-	return err
+	for _, n := range rand.New(rand.NewPCG(1, 1)).Perm(times) {
+		if err := t.time(&o, func() (pause, durable *float64, err error) {
+			return nil, nil, t.v.api.DeleteSnapshots(ctx, []string{volumeName + "@" + snapshotName(n)})
+		}); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
 }
 
-func (p *pauses) tell(pause, durable *float64) {
+// time does an operation once enough was written, and notes how long it took.
+func (t timing) time(o *operation, do func() (pause, durable *float64, err error)) error {
+	if err := t.w.wait(between, t.load); err != nil {
+		return err
+	}
+	t.w.slowest.Store(0)
+	began := time.Now()
+	pause, durable, err := do()
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Name, err)
+	}
+	o.Answered = append(o.Answered, float64(time.Since(began).Microseconds())/1000)
+	if t.load {
+		o.Slowest = append(o.Slowest, t.w.slowestMS())
+	}
 	if pause != nil && durable != nil {
-		p.pause, p.durable = append(p.pause, *pause), append(p.durable, *durable)
+		o.Pause, o.Durable = append(o.Pause, *pause), append(o.Durable, *durable)
 	}
+	return nil
 }
 
-// scribble writes a few blocks over a connection of its own.
-func scribble(ctx context.Context, uri string) error {
-	c, err := client.Dial(ctx, uri, client.Options{})
+// alone times what the disk and the machine do to writers by themselves: a FLUSH of another connection,
+// lineage aside, and nothing for as long as given, in milliseconds.
+func (t timing) alone(ctx context.Context, flush, nothing *operation, length float64) error {
+	c, err := client.Dial(ctx, t.v.uri, client.Options{})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	for range between {
-		if err := writeSomewhere(ctx, c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-var content = func() []byte {
-	p := make([]byte, block.Size)
-	rand.NewChaCha8([32]byte{}).Read(p)
-	return p
-}()
-
-func writeSomewhere(ctx context.Context, c *client.Client) error {
-	op := &block.Op{Kind: block.OpWrite, Offset: rand.Int64N(c.SizeBytes()/block.Size) * block.Size, Length: block.Size, Data: content}
-	c.Submit(ctx, []*block.Op{op})
-	return op.Err
-}
-
-// writer writes blocks at random places over one connection.
-type writer struct {
-	ctx     context.Context
-	cancel  context.CancelFunc
-	c       *client.Client
-	all     sync.WaitGroup
-	done    atomic.Int64 // writes
-	slowest atomic.Int64 // of those that ended since it was last set to 0; ns
-	err     atomic.Pointer[error]
-}
-
-func newWriter(ctx context.Context, uri string) (*writer, error) {
-	c, err := client.Dial(ctx, uri, client.Options{})
-	if err != nil {
-		return nil, err
-	}
-	w := &writer{c: c}
-	w.ctx, w.cancel = context.WithCancel(ctx)
-	return w, nil
-}
-
-// begin keeps so many writes under way until close.
-func (w *writer) begin(depth int) {
-	for range depth {
-		w.all.Go(func() {
-			for w.ctx.Err() == nil {
-				if err := w.write(); err != nil {
-					if w.ctx.Err() == nil {
-						w.err.Store(&err)
-					}
-					return
-				}
-			}
-		})
-	}
-}
-
-func (w *writer) write() error {
-	began := time.Now()
-	if err := writeSomewhere(w.ctx, w.c); err != nil {
+	if err := t.time(flush, func() (pause, durable *float64, err error) { return nil, nil, c.Flush(ctx) }); err != nil {
 		return err
 	}
-	took := int64(time.Since(began))
-	for {
-		slowest := w.slowest.Load()
-		if took <= slowest || w.slowest.CompareAndSwap(slowest, took) {
-			break
-		}
-	}
-	w.done.Add(1)
-	return nil
-}
-
-// ready returns when enough was written for the next operation: by itself, or, without load, by this.
-func (w *writer) ready(load bool) error {
-	if !load {
-		for range between {
-			if err := w.write(); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	again := time.NewTicker(time.Millisecond)
-	defer again.Stop()
-	for until := w.done.Load() + between; w.done.Load() < until; {
+	return t.time(nothing, func() (pause, durable *float64, err error) {
 		select {
-		case <-again.C:
-		case <-w.ctx.Done():
-			return w.ctx.Err()
+		case <-time.After(time.Duration(length * float64(time.Millisecond))):
+			return nil, nil, nil
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
 		}
-		if err := w.failure(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (w *writer) slowestMS() float64 { return float64(w.slowest.Load()) / 1e6 }
-
-func (w *writer) failure() error {
-	if err := w.err.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
-
-func (w *writer) close() error {
-	w.cancel()
-	w.all.Wait()
-	return w.c.Close()
+	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,115 +9,42 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/internal/api/client"
 )
 
 const (
-	startTime = 30 * time.Second // that a server has until it answers
-	stopTime  = 60 * time.Second // that it has to end
+	startTime = time.Minute // that a server has until it answers
+	stopTime  = time.Minute // that it has to end
 )
-
-// kind is a server to compare.
-type kind struct {
-	name string
-	// start serves a disk of size bytes, whose content lies in dir, on dir/sock.
-	start func(ctx context.Context, s settings, dir string) (*server, error)
-}
-
-// The one that is measured comes last, the yardstick first.
-var kinds = []kind{
-	{"qemu-nbd", startQemu},
-	{"nbdkit", startNbdkit},
-	{"varve", startVarve},
-}
 
 // server is a running server.
 type server struct {
-	cmd *exec.Cmd
-	uri string
-	dir string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when the process has
+	uri   string        // of its disk
+	dir   string        // its own, removed with it
+	api   *client.Client
 }
 
-func startQemu(ctx context.Context, s settings, dir string) (*server, error) {
-	disk, err := rawDisk(dir, s.size)
-	if err != nil {
-		return nil, err
-	}
-	socket, ready := filepath.Join(dir, "sock"), filepath.Join(dir, "pid")
-	return start(ctx, dir, rawURI(socket), ready, "qemu-nbd",
-		"--persistent", "--shared=8", "--format=raw", "--cache=writeback", "--socket="+socket, "--pid-file="+ready, disk)
-}
-
-func startNbdkit(ctx context.Context, s settings, dir string) (*server, error) {
-	disk, err := rawDisk(dir, s.size)
-	if err != nil {
-		return nil, err
-	}
-	socket, ready := filepath.Join(dir, "sock"), filepath.Join(dir, "pid")
-	return start(ctx, dir, rawURI(socket), ready, "nbdkit", "--foreground", "--unix="+socket, "--pidfile="+ready, "file", disk)
-}
-
-func startVarve(ctx context.Context, s settings, dir string) (*server, error) {
-	v, err := serveVarve(ctx, s, dir)
-	if err != nil {
-		return nil, err
-	}
-	v.uri = varveURI(dir, "bench")
-	if _, err := varve(ctx, s, dir, "volume", "create", "bench", "--size", strconv.FormatInt(s.size, 10)); err != nil {
-		return nil, errors.Join(err, v.stop())
-	}
-	return v, nil
-}
-
-func rawURI(socket string) string { return "nbd+unix:///?socket=" + socket }
-
-// serveVarve starts a daemon whose data directory is dir/data.
-func serveVarve(ctx context.Context, s settings, dir string) (*server, error) {
-	data := filepath.Join(dir, "data")
-	// The API's socket appears when NBD is served.
-	return start(ctx, dir, "", filepath.Join(data, "api.sock"), s.varve, "serve", "--quiet", "--data", data)
-}
-
-func varveURI(dir, export string) string {
-	return "nbd+unix:///" + export + "?socket=" + filepath.Join(dir, "data", "nbd.sock")
-}
-
-// varve runs a command of varve and returns its result as JSON.
-func varve(ctx context.Context, s settings, dir string, args ...string) ([]byte, error) {
-	return output(ctx, s.varve, append([]string{"--data", filepath.Join(dir, "data"), "-o", "json"}, args...)...)
-}
-
-// output runs a program and returns what it prints.
-func output(ctx context.Context, name string, args ...string) ([]byte, error) {
-	out, err := exec.CommandContext(ctx, name, args...).Output()
-	var ended *exec.ExitError
-	if errors.As(err, &ended) {
-		return nil, fmt.Errorf("%s %q: %w: %s", name, args, err, ended.Stderr)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return out, nil
-}
-
-// rawDisk makes an empty raw image.
-func rawDisk(dir string, size int64) (string, error) {
-	name := filepath.Join(dir, "disk.raw")
-	if err := os.WriteFile(name, nil, 0o600); err != nil {
-		return "", err
-	}
-	return name, os.Truncate(name, size)
-}
-
-// start runs a server and returns when it has made the file ready.
-func start(ctx context.Context, dir, uri, ready, name string, args ...string) (*server, error) {
-	v := &server{cmd: exec.Command(name, args...), uri: uri, dir: dir}
-	v.cmd.Stderr = os.Stderr
+// start runs a server, whose directory dir becomes its own, and returns when it has made the file ready.
+func start(ctx context.Context, dir, uri, ready, name string, args ...string) (_ *server, err error) {
+	v := &server{cmd: exec.Command(name, args...), ended: make(chan struct{}), uri: uri, dir: dir}
+	said := new(bytes.Buffer)
+	v.cmd.Stdout, v.cmd.Stderr = said, said
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := v.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(name), err)
 	}
+	go func() {
+		defer close(v.ended)
+		_ = v.cmd.Wait() // some end with the signal, and that is no failure
+	}()
 	deadline, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	again := time.NewTicker(10 * time.Millisecond)
@@ -127,22 +55,113 @@ func start(ctx context.Context, dir, uri, ready, name string, args ...string) (*
 		}
 		select {
 		case <-again.C:
+			continue
+		case <-v.ended:
+			err = fmt.Errorf("%s has ended: %s", filepath.Base(name), bytes.TrimSpace(said.Bytes()))
 		case <-deadline.Done():
-			return nil, errors.Join(fmt.Errorf("%s does not get ready: %w", name, deadline.Err()), v.stop())
+			err = fmt.Errorf("%s does not get ready: %w", filepath.Base(name), deadline.Err())
 		}
+		return nil, errors.Join(err, v.stop())
 	}
 }
 
-// stop ends the server and removes its disk.
+// stop ends the server and removes its files.
 func (v *server) stop() error {
-	kill := time.AfterFunc(stopTime, func() { _ = v.cmd.Process.Kill() }) // it has not ended by itself
-	defer kill.Stop()
+	if v.api != nil {
+		v.api.Close()
+	}
 	if err := v.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	// Some end with the signal, and that is no failure.
-	if err := v.cmd.Wait(); v.cmd.ProcessState == nil {
+	kill := time.AfterFunc(stopTime, func() { _ = v.cmd.Process.Kill() }) // it does not end by itself
+	defer kill.Stop()
+	<-v.ended
+	return os.RemoveAll(v.dir)
+}
+
+// fleet are servers that live at the same time.
+type fleet []*server
+
+func (f fleet) stop() (err error) {
+	for _, v := range f {
+		err = errors.Join(err, v.stop())
+	}
+	return err
+}
+
+// settle writes out what earlier runs left in the page cache, and lets pools give back what nothing
+// holds any more, so that neither is in the next run's way.
+func (f fleet) settle(ctx context.Context) error {
+	for _, v := range f {
+		if v.api != nil {
+			if err := v.reclaim(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return f.sync()
+}
+
+// sync writes out the file system that all servers' files lie on.
+func (f fleet) sync() error {
+	if len(f) == 0 {
+		return nil
+	}
+	d, err := os.Open(f[0].dir)
+	if err != nil {
 		return err
 	}
-	return os.RemoveAll(v.dir)
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
+
+// cpuTime is what the server's process has used so far, user and system time.
+func (v *server) cpuTime() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", v.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	return parseStat(stat)
+}
+
+// parseStat adds utime and stime of proc_pid_stat(5), fields 14 and 15. The second, the
+// program's name in parentheses, may hold anything.
+func parseStat(stat []byte) (time.Duration, error) {
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("too short for a process's stat: %q", stat)
+	}
+	user, err := strconv.ParseInt(string(fields[11]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("user time: %w", err)
+	}
+	system, err := strconv.ParseInt(string(fields[12]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("system time: %w", err)
+	}
+	const tick = time.Second / 100 // USER_HZ, which is 100 wherever Linux runs Go
+	return time.Duration(user+system) * tick, nil
+}
+
+// peakRSS is the most memory in bytes that the server's process had.
+func (v *server) peakRSS() (int64, error) {
+	return v.procField("status", "VmHWM")
+}
+
+// dirtied is how many bytes of page cache the server's process has made dirty.
+func (v *server) dirtied() (int64, error) {
+	return v.procField("io", "write_bytes")
+}
+
+func (v *server) procField(file, name string) (int64, error) {
+	value, err := field(filepath.Join("/proc", strconv.Itoa(v.cmd.Process.Pid), file), name)
+	if err != nil {
+		return 0, err
+	}
+	number, kib := strings.CutSuffix(value, " kB")
+	n, err := strconv.ParseInt(number, 10, 64)
+	if kib {
+		n *= 1024
+	}
+	return n, err
 }
