@@ -39,15 +39,7 @@ func (d *Daemon) expireLoop(ctx context.Context) {
 // protected or in use, and returns how long to wait before the next look.
 func (d *Daemon) expire(ctx context.Context, now time.Time) time.Duration {
 	next := expiryPatience
-	infos, err := d.pool.Snapshots("")
-	if err != nil {
-		d.log.Error("expiry: list snapshots", "error", err)
-		return next
-	}
-	for _, info := range infos {
-		if info.ExpiresAt.IsZero() || info.Protected {
-			continue
-		}
+	for _, info := range d.pool.Expiring() {
 		if wait := info.ExpiresAt.Sub(now); wait > 0 {
 			next = min(next, wait)
 			continue

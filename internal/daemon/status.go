@@ -67,23 +67,10 @@ func (d *Daemon) Status() contract.Status {
 	if s.Pool.FreeBytes < lowSpace {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("less than 1 GiB is free where the pool lies (%d KiB); when it is full, writes fail", s.Pool.FreeBytes>>10))
 	}
-	if old := d.oldSnapshots(); old > 0 {
+	if old := d.pool.SnapshotsBefore(d.now().Add(-oldSnapshot)); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
 	}
 	return s
-}
-
-func (d *Daemon) oldSnapshots() (old int) {
-	infos, err := d.pool.Snapshots("")
-	if err != nil {
-		return 0
-	}
-	for _, info := range infos {
-		if d.now().Sub(info.CreatedAt) > oldSnapshot {
-			old++
-		}
-	}
-	return old
 }
 
 // Events returns the events remembered, oldest first.

@@ -44,10 +44,20 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 	var names []string
 	release, err := p.pin(func() ([]rootSince, error) {
 		states := p.cat.States()
+		roots := make(map[uint64]blockmap.Root, len(states)) // each head at one instant
+		for _, s := range states {
+			roots[s.ID] = p.frozenRoot(s)
+		}
 		// Parents first: what a state shares with its parent was verified there.
 		slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
 		for _, s := range states {
-			subjects = append(subjects, rootSince{s.ID, p.frozenRoot(s), p.cat.ParentEpoch(s)})
+			r := rootSince{state: s.ID, root: roots[s.ID], since: p.cat.ParentEpoch(s), hidden: s.Kind == catalogue.Hidden}
+			if r.hidden {
+				for _, k := range p.cat.VisibleBelow(s.ID) {
+					r.visible = append(r.visible, roots[k.ID])
+				}
+			}
+			subjects = append(subjects, r)
 			names = append(names, p.stateName(s))
 		}
 		return subjects, nil
@@ -66,7 +76,11 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 	}
 	for i, s := range subjects {
 		c := blockCheck{pool: p, ctx: ctx, report: &report, object: names[i]}
-		nodes, err := p.store.Check(s.root, s.since, c.verify, c.found)
+		verify := c.verify
+		if s.hidden {
+			verify = c.verifyHeld(s.visible)
+		}
+		nodes, err := p.store.Check(s.root, s.since, verify, c.found)
 		report.MapNodes += nodes
 		if err == nil {
 			err = c.flush()
@@ -145,6 +159,35 @@ func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
 		return nil
 	}
 	return c.flush()
+}
+
+// verifyHeld returns what verifies only blocks that one of these maps has as well.
+func (c *blockCheck) verifyHeld(visible []blockmap.Root) func(uint64, []blockmap.Entry) error {
+	var found [1]blockmap.Entry
+	held := func(pins *blockmap.Pins, lba uint64, e blockmap.Entry) (bool, error) {
+		for _, r := range visible {
+			err := waitFor(pins, func() error { return r.Lookup(pins, lba, found[:]) })
+			if err == nil && found[0].Addr == e.Addr {
+				return true, nil
+			} else if err != nil && !errors.Is(err, blockmap.ErrDamaged) { // which is told where that map is checked
+				return false, err
+			}
+		}
+		return false, nil
+	}
+	return func(lba uint64, entries []blockmap.Entry) error {
+		pins := c.pool.store.NewPins()
+		for i := range entries {
+			ok, err := held(pins, lba+uint64(i), entries[i])
+			if err == nil && ok {
+				err = c.verify(lba+uint64(i), entries[i:i+1])
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // flush verifies what is pending, and tells what is damaged by LBA.

@@ -1,14 +1,12 @@
 package pool
 
 import (
-	"context"
-	"fmt"
 	"path"
 	"slices"
 	"syscall"
+	"time"
 
 	"varve/internal/block"
-	"varve/internal/pool/blockmap"
 	"varve/internal/pool/catalogue"
 )
 
@@ -52,27 +50,65 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	return info
 }
 
+// listAtOnce is how many snapshots are described while changes of the catalogue wait.
+const listAtOnce = 500
+
 // Snapshots lists the snapshots of a volume, or of all if volume is empty, oldest first,
-// which puts parents before children.
+// which puts parents before children. Those that go meanwhile may be missing.
 func (p *Pool) Snapshots(volume string) ([]SnapshotInfo, error) {
 	p.mu.RLock()
-	defer p.mu.RUnlock()
-	var number uint64
-	if volume != "" {
-		v, err := findVolume(p.cat, volume)
-		if err != nil {
-			return nil, err
-		}
-		number = v.Number
+	var states []*catalogue.State
+	if volume == "" {
+		states = p.cat.States()
+	} else if v, err := findVolume(p.cat, volume); err == nil {
+		states = p.cat.Snapshots(v)
+	} else {
+		p.mu.RUnlock()
+		return nil, err
 	}
-	var out []SnapshotInfo
-	clones := p.clones()
-	for _, s := range p.cat.States() {
-		if s.Kind == catalogue.Snapshot && (volume == "" || s.Volume == number) {
-			out = append(out, p.snapshotInfo(s, clones))
+	p.mu.RUnlock()
+	ids := make([]uint64, 0, len(states))
+	for _, s := range states {
+		if s.Kind == catalogue.Snapshot {
+			ids = append(ids, s.ID)
+		}
+	}
+	out := make([]SnapshotInfo, 0, len(ids))
+	for some := range slices.Chunk(ids, listAtOnce) {
+		for _, info := range p.describe(some) {
+			if info.Name != "" {
+				out = append(out, info)
+			}
 		}
 	}
 	return out, nil
+}
+
+// Expiring lists the snapshots that have a time to live and are not protected, oldest first.
+func (p *Pool) Expiring() []SnapshotInfo {
+	p.mu.RLock()
+	states := p.cat.States()
+	p.mu.RUnlock()
+	var ids []uint64
+	for _, s := range states {
+		if s.Kind == catalogue.Snapshot && !s.Protected && !s.ExpiresAt.IsZero() {
+			ids = append(ids, s.ID)
+		}
+	}
+	return slices.DeleteFunc(p.describe(ids), func(info SnapshotInfo) bool { return info.Name == "" })
+}
+
+// SnapshotsBefore counts the snapshots that were made before a time.
+func (p *Pool) SnapshotsBefore(at time.Time) (n int) {
+	p.mu.RLock()
+	states := p.cat.States()
+	p.mu.RUnlock()
+	for _, s := range states {
+		if s.Kind == catalogue.Snapshot && s.CreatedAt.Before(at) {
+			n++
+		}
+	}
+	return n
 }
 
 // Snapshot describes a snapshot.
@@ -83,55 +119,42 @@ func (p *Pool) Snapshot(ref SnapshotRef) (SnapshotInfo, error) {
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
-	return p.snapshotInfo(s, p.clones()), nil
+	return p.snapshotInfo(s), nil
 }
 
-// describe describes snapshots that were just made; one that has been deleted
-// since is described by its ID alone.
+// describe describes snapshots; of one that is not there any more nothing is told.
 func (p *Pool) describe(ids []uint64) []SnapshotInfo {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	out := make([]SnapshotInfo, len(ids))
-	clones := p.clones()
 	for i, id := range ids {
-		if s := p.cat.State(id); s != nil {
-			out[i] = p.snapshotInfo(s, clones)
+		if s := p.cat.State(id); s != nil && s.Kind == catalogue.Snapshot {
+			out[i] = p.snapshotInfo(s)
 		}
 	}
 	return out
 }
 
-// clones maps each snapshot to the volumes whose heads descend from it as their
-// nearest visible ancestor, other than its own volume.
-func (p *Pool) clones() map[uint64][]string {
-	out := map[uint64][]string{}
-	for _, v := range p.cat.Volumes() {
-		if s := p.cat.VisibleParent(p.firstOf(v)); s != nil && s.Volume != v.Number {
-			out[s.ID] = append(out[s.ID], v.Name)
+// clones names the volumes that descend from a snapshot of another one as their nearest visible
+// ancestor: all states of a volume have the same one outside of it.
+func (p *Pool) clones(s *catalogue.State) []string {
+	var names []string
+	for _, k := range p.cat.VisibleBelow(s.ID) {
+		if k.Volume != s.Volume {
+			names = append(names, p.cat.Volume(k.Volume).Name)
 		}
 	}
-	return out
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
-// firstOf is the oldest state of the branch that a volume's head is on.
-func (p *Pool) firstOf(v *catalogue.Volume) *catalogue.State {
-	s := p.cat.Head(v)
-	for {
-		up := p.cat.VisibleParent(s)
-		if up == nil || up.Volume != v.Number {
-			return s
-		}
-		s = up
-	}
-}
-
-func (p *Pool) snapshotInfo(s *catalogue.State, clones map[uint64][]string) SnapshotInfo {
+func (p *Pool) snapshotInfo(s *catalogue.State) SnapshotInfo {
 	v := p.cat.Volume(s.Volume)
 	info := SnapshotInfo{
 		ID: s.UUID, Volume: v.Name, VolumeID: v.UUID, Name: s.Name, SizeBytes: s.SizeBytes,
 		CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, Labels: s.Labels, Protected: s.Protected, Automatic: s.Automatic,
 		GroupID: s.Group, GroupSize: s.GroupSize, MappedBytes: int64(s.Root.Mapped()) * block.Size,
-		Clones: slices.Clone(clones[s.ID]),
+		Clones: p.clones(s),
 	}
 	if up := p.cat.VisibleParent(s); up != nil {
 		info.Parent = SnapshotRef{p.cat.Volume(up.Volume).Name, up.Name}.String()
@@ -140,70 +163,6 @@ func (p *Pool) snapshotInfo(s *catalogue.State, clones map[uint64][]string) Snap
 		info.Head = true
 	}
 	return info
-}
-
-// VolumeUsage tells what a volume's head holds. It walks what differs from its parent.
-func (p *Pool) VolumeUsage(ctx context.Context, name string) (Usage, error) {
-	return p.usage(ctx, func() (*catalogue.State, error) {
-		v, err := findVolume(p.cat, name)
-		if err != nil {
-			return nil, err
-		}
-		return p.cat.Head(v), nil
-	})
-}
-
-// SnapshotUsage tells what a snapshot holds. It walks what differs from its parent and children.
-func (p *Pool) SnapshotUsage(ctx context.Context, ref SnapshotRef) (Usage, error) {
-	return p.usage(ctx, func() (*catalogue.State, error) {
-		_, s, err := findSnapshot(p.cat, ref)
-		return s, err
-	})
-}
-
-func (p *Pool) usage(ctx context.Context, find func() (*catalogue.State, error)) (Usage, error) {
-	if !p.begin() {
-		return Usage{}, fmt.Errorf("pool: %w", block.ErrClosed)
-	}
-	defer p.end()
-	var root blockmap.Root
-	var since uint64
-	var others []blockmap.Root
-	release, err := p.pin(func() ([]rootSince, error) {
-		s, err := find()
-		if err != nil {
-			return nil, err
-		}
-		root, since = p.frozenRoot(s), p.cat.ParentEpoch(s)
-		walked := []rootSince{{s.ID, root, since}}
-		for _, k := range p.cat.Children(s.ID) {
-			others = append(others, p.frozenRoot(k))
-			walked = append(walked, rootSince{k.ID, others[len(others)-1], since})
-		}
-		return walked, nil
-	})
-	if err != nil {
-		return Usage{}, err
-	}
-	defer release()
-	exclusive, err := p.store.Exclusive(ctx, root, since, others)
-	if err != nil {
-		return Usage{}, fmt.Errorf("measure what it holds: %w", damaged(err))
-	}
-	u := Usage{Mapped: int64(root.Mapped()) * block.Size, Exclusive: int64(exclusive) * block.Size}
-	u.Shared = u.Mapped - u.Exclusive
-	return u, nil
-}
-
-// frozenRoot is a state's map as it is now and stays; mu is held. A head goes on in copies.
-func (p *Pool) frozenRoot(s *catalogue.State) blockmap.Root {
-	if s.Kind != catalogue.Head {
-		return s.Root
-	}
-	v := p.volumes[s.Volume]
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.tree.Freeze(v.tree.Epoch(), p.nextGen())
 }
 
 // Info describes the pool.

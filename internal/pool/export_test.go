@@ -65,3 +65,6 @@ func (p *Pool) Cycle(ctx context.Context) error {
 	_, err := p.reclaim(ctx, func(int64) int64 { return 0 })
 	return err
 }
+
+// CatalogueBytes is the length of the newest checkpoint's catalogue image.
+func (p *Pool) CatalogueBytes() int64 { return p.super.Load().catalogueLen }

@@ -192,6 +192,7 @@ func (p *Pool) freeze(number, id uint64, to *catalogue.State) {
 	if to != nil {
 		v.tree = blockmap.NewTree(to.Root, head.Epoch, 0, p.nextGen())
 		v.size.Store(to.SizeBytes)
+		v.version++
 	}
 	v.keep = true
 	v.tree.SetSince(p.cat.ParentEpoch(head))

@@ -104,6 +104,7 @@ type Pool struct {
 	checkpointer checkpointer
 	reclaimer    reclaimer
 
+	answers     answers
 	clientBytes atomic.Int64
 }
 

@@ -29,17 +29,28 @@ type rootSince struct {
 	state uint64
 	root  blockmap.Root
 	since uint64
+	// A hidden state's blocks are there for the nearest visible states below it alone, which have these maps.
+	hidden  bool
+	visible []blockmap.Root
 }
 
 // freezeState describes a checkpoint whose maps lie in the log.
-func freezeState(at seglog.Position, cat *catalogue.Catalogue, heads map[uint64]blockmap.Root, live int64) *frozenState {
+func freezeState(at seglog.Position, cat *catalogue.View, heads map[uint64]blockmap.Root, live int64) *frozenState {
 	f := &frozenState{position: at, live: live}
-	for _, s := range cat.States() {
-		root := s.Root
+	rootOf := func(s *catalogue.State) blockmap.Root {
 		if s.Kind == catalogue.Head {
-			root = heads[s.ID]
+			return heads[s.ID].Settled()
 		}
-		f.roots = append(f.roots, rootSince{s.ID, root.Settled(), cat.ParentEpoch(s)})
+		return s.Root.Settled()
+	}
+	for _, s := range cat.States() {
+		r := rootSince{state: s.ID, root: rootOf(s), since: cat.ParentEpoch(s), hidden: s.Kind == catalogue.Hidden}
+		if r.hidden {
+			for _, k := range cat.VisibleBelow(s.ID) {
+				r.visible = append(r.visible, rootOf(k))
+			}
+		}
+		f.roots = append(f.roots, r)
 	}
 	return f
 }
@@ -344,7 +355,7 @@ func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclai
 func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]int64, error) {
 	live := map[uint64]int64{}
 	for _, r := range basis.roots {
-		err := p.store.Mark(ctx, r.root, r.since, func(n blockmap.Ptr) {
+		err := p.markState(ctx, r, func(n blockmap.Ptr) {
 			live[n.Addr.Segment()] += int64(n.Length)
 		}, func(entries []blockmap.Entry) {
 			for _, e := range entries {
@@ -358,6 +369,14 @@ func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]in
 		}
 	}
 	return live, nil
+}
+
+// markState visits what a state of the basis refers to and its parent does not.
+func (p *Pool) markState(ctx context.Context, r rootSince, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
+	if r.hidden {
+		return p.store.MarkHeld(ctx, r.root, r.since, r.visible, node, entries)
+	}
+	return p.store.Mark(ctx, r.root, r.since, node, entries)
 }
 
 // markPinnedSizes adds what pinned states refer to and the basis does not.
@@ -383,7 +402,9 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []root
 	}
 	known := make(map[uint64]blockmap.Root, len(basis.roots))
 	for _, r := range basis.roots {
-		known[r.state] = r.root
+		if !r.hidden { // of which not all was visited
+			known[r.state] = r.root
+		}
 	}
 	for _, r := range pinned {
 		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], r.since, node, entries); err != nil {
@@ -459,7 +480,7 @@ func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []root
 		}
 	}
 	for _, r := range basis.roots {
-		if err := p.store.Mark(ctx, r.root, r.since, node, entries); err != nil {
+		if err := p.markState(ctx, r, node, entries); err != nil {
 			return nil, fmt.Errorf("mark: %w", err)
 		}
 	}

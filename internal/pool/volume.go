@@ -28,6 +28,8 @@ type volume struct {
 	tree *blockmap.Tree
 	keep bool // the head has a parent: what is cleared leaves tombstones
 	gone bool // deleted
+	// version counts what changes the tree's content.
+	version uint64
 
 	relayout atomic.Bool // under way
 
@@ -55,6 +57,7 @@ func (v *volume) apply(pins *blockmap.Pins, e *seglog.Entry) error {
 }
 
 func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
+	v.version++
 	defer func() {
 		v.pool.checkpointer.dirty.Add(v.tree.TakeDirty())
 		v.pool.reclaimer.live.Add(v.tree.TakeLive() * block.Size)

@@ -77,6 +77,7 @@ type Catalogue struct {
 	volumes  map[uint64]*Volume
 	byName   map[string]uint64
 	states   map[uint64]*State
+	ordered  []*State                     // the same, by ID
 	children map[uint64][]uint64          // parent's ID -> IDs, ascending
 	named    map[uint64]map[string]uint64 // volume's number -> snapshot's name -> ID
 }
@@ -89,21 +90,6 @@ func New() *Catalogue {
 	}
 }
 
-// Clone returns a copy; the volumes and states are shared, as they never change.
-func (c *Catalogue) Clone() *Catalogue {
-	d := *c
-	d.volumes, d.byName, d.states = maps.Clone(c.volumes), maps.Clone(c.byName), maps.Clone(c.states)
-	d.children = make(map[uint64][]uint64, len(c.children))
-	for k, v := range c.children {
-		d.children[k] = slices.Clone(v)
-	}
-	d.named = make(map[uint64]map[string]uint64, len(c.named))
-	for k, v := range c.named {
-		d.named[k] = maps.Clone(v)
-	}
-	return &d
-}
-
 // VolumeByName returns the volume or nil.
 func (c *Catalogue) VolumeByName(name string) *Volume { return c.volumes[c.byName[name]] }
 
@@ -112,12 +98,7 @@ func (c *Catalogue) Volume(number uint64) *Volume { return c.volumes[number] }
 
 // Volumes lists all volumes, by name.
 func (c *Catalogue) Volumes() []*Volume {
-	return slices.SortedFunc(maps.Values(c.volumes), func(a, b *Volume) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
+	return slices.SortedFunc(maps.Values(c.volumes), byName)
 }
 
 // State returns the state or nil.
@@ -125,7 +106,7 @@ func (c *Catalogue) State(id uint64) *State { return c.states[id] }
 
 // States lists all states, oldest first.
 func (c *Catalogue) States() []*State {
-	return slices.SortedFunc(maps.Values(c.states), func(a, b *State) int { return int(int64(a.ID) - int64(b.ID)) })
+	return slices.Clone(c.ordered)
 }
 
 // Head returns the head of a volume.
@@ -180,11 +161,29 @@ func (c *Catalogue) VisibleParent(s *State) *State {
 func (c *Catalogue) SetRoot(id uint64, r blockmap.Root) {
 	s := *c.states[id]
 	s.Root = r
-	c.states[id] = &s
+	c.put(&s)
+}
+
+// put adds a state, or replaces the one of its ID.
+func (c *Catalogue) put(s *State) {
+	if i, found := find(c.ordered, s.ID); found {
+		c.ordered[i] = s
+	} else {
+		c.ordered = slices.Insert(c.ordered, i, s)
+	}
+	c.states[s.ID] = s
+}
+
+// drop removes a state.
+func (c *Catalogue) drop(id uint64) {
+	if i, found := find(c.ordered, id); found {
+		c.ordered = slices.Delete(c.ordered, i, i+1)
+	}
+	delete(c.states, id)
 }
 
 func (c *Catalogue) addState(s *State) {
-	c.states[s.ID] = s
+	c.put(s)
 	if s.Parent != 0 {
 		c.children[s.Parent] = append(c.children[s.Parent], s.ID)
 	}
@@ -204,7 +203,7 @@ func (c *Catalogue) addState(s *State) {
 func (c *Catalogue) replace(id uint64, change func(*State)) {
 	s := *c.states[id]
 	change(&s)
-	c.states[id] = &s
+	c.put(&s)
 }
 
 // reparent hangs a state below another one.
@@ -235,7 +234,7 @@ func (c *Catalogue) dissolve(id uint64) {
 			c.reparent(kid, s.Parent)
 		}
 		c.unlinkChild(s.Parent, s.ID)
-		delete(c.states, s.ID)
+		c.drop(s.ID)
 		s = c.states[s.Parent]
 	}
 }

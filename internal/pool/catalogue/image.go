@@ -60,7 +60,7 @@ type rootImage struct {
 
 // Encode returns the catalogue's bytes. heads gives the maps of the live heads
 // as they were at the same point of the log. Every root must lie in the log.
-func (c *Catalogue) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
+func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 	im := image{LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState, LiveBytes: c.LiveBytes}
 	for _, v := range c.Volumes() {
 		im.Volumes = append(im.Volumes, volumeImage{

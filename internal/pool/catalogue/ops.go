@@ -230,7 +230,7 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	}
 	parent := c.states[v.Head].Parent
 	c.unlinkChild(parent, v.Head)
-	delete(c.states, v.Head)
+	c.drop(v.Head)
 	delete(c.volumes, number)
 	delete(c.byName, v.Name)
 	delete(c.named, number)
