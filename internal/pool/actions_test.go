@@ -45,6 +45,12 @@ var actions = []action{
 	{"roll back", func(d *driver) { d.rollback("a", "s3") }},
 	{"roll back further", func(d *driver) { d.rollback("a", "s1") }},
 	{"clone", func(d *driver) { d.cloneVolume("a", "s1", "twin") }},
+	{"bookmark", func(d *driver) { d.bookmark("a", "s2", "k") }},
+	{"bookmark instead of a snapshot", func(d *driver) {
+		d.bookmark("a", "s3", "k3")
+		d.deleteSnapshot("a", "s3")
+	}},
+	{"delete bookmark", func(d *driver) { d.deleteBookmark("a", "k1") }},
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
 	{"reclaim", func(d *driver) { d.reclaim() }},
 	{"write a segment on", func(d *driver) { // behind reclaim into a file that was another segment's

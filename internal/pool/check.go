@@ -15,7 +15,7 @@ import (
 
 // Damage is one finding of Check.
 type Damage struct {
-	Object  string // VOLUME or VOLUME@SNAP, (hidden) for a deleted snapshot that others descend from, or a part of the pool
+	Object  string // VOLUME, VOLUME@SNAP or VOLUME#BOOKMARK, (hidden) for a deleted snapshot that others descend from, or a part of the pool
 	Offset  int64  // bytes within it; -1 for a part of the pool
 	Length  int64
 	Message string
@@ -32,26 +32,27 @@ type CheckReport struct {
 // maxFindings bounds a report; a pool that lost a disk has no use for a longer one.
 const maxFindings = 10000
 
-// Check reads and verifies every map node and block that any volume or snapshot
-// reaches, each once, while the pool is in use. progress may be nil; it is
+// Check reads and verifies every map node that any volume, snapshot or bookmark reaches and every
+// block that any volume or snapshot does, each once, while the pool is in use. progress may be nil; it is
 // called with a fraction from 0 to 1. The error is nil whatever the damage found.
 func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, error) {
 	if !p.begin() {
 		return CheckReport{}, fmt.Errorf("check: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	var subjects []rootSince
+	var subjects []ownedRoot
 	var names []string
-	release, err := p.pin(func() ([]rootSince, error) {
+	release, err := p.pin(func() ([]ownedRoot, error) {
 		states := p.cat.States()
 		roots := make(map[uint64]blockmap.Root, len(states)) // each head at one instant
 		for _, s := range states {
 			roots[s.ID] = p.frozenRoot(s)
 		}
-		// Parents first: what a state shares with its parent was verified there.
+		// Parents first: what a state shares with its parent was verified there. (A bookmark has its snapshot's epoch,
+		// and nothing of its own while that is there.)
 		slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
 		for _, s := range states {
-			r := rootSince{state: s.ID, root: roots[s.ID], since: p.cat.ParentEpoch(s), hidden: s.Kind == catalogue.Hidden}
+			r := ownedRoot{state: s.ID, root: roots[s.ID], own: p.cat.Own(s), hidden: s.Kind == catalogue.Hidden}
 			if r.hidden {
 				for _, k := range p.cat.VisibleBelow(s.ID) {
 					r.visible = append(r.visible, roots[k.ID])
@@ -80,7 +81,7 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		if s.hidden {
 			verify = c.verifyHeld(s.visible)
 		}
-		nodes, err := p.store.Check(s.root, s.since, verify, c.found)
+		nodes, err := p.store.Check(s.root, s.own, verify, c.found)
 		report.MapNodes += nodes
 		if err == nil {
 			err = c.flush()
@@ -119,8 +120,10 @@ func (p *Pool) checkCheckpoints() (CheckReport, error) {
 func (p *Pool) stateName(s *catalogue.State) string {
 	v := p.cat.Volume(s.Volume)
 	switch {
-	case s.Kind == catalogue.Hidden:
+	case s.Kind == catalogue.Hidden || s.Kind == catalogue.Fork:
 		return "(hidden)"
+	case s.Kind == catalogue.Bookmark:
+		return BookmarkRef{v.Name, s.Name}.String()
 	case s.Kind == catalogue.Head:
 		return v.Name
 	}

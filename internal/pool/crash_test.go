@@ -257,7 +257,7 @@ func readAll(t tb, fs *crashfs.FS, name string, b []byte) []byte {
 	return b
 }
 
-// crashSetup begins a sequence: volumes, lineage with a fork in it, a checkpoint and what comes after it.
+// crashSetup begins a sequence: volumes, lineage with a fork and a bookmark in it, a checkpoint and what comes after it.
 func crashSetup(t *testing.T) *driver {
 	d := newDriver(t)
 	d.createVolume("a", 36<<10+512)
@@ -269,6 +269,7 @@ func crashSetup(t *testing.T) *driver {
 	d.snapshot("s2", "a")
 	d.cloneVolume("a", "s2", "c")
 	d.checkpoint()
+	d.bookmark("a", "s1", "k1")
 	d.submit("c", writeOp(0, 512))
 	d.submit("a", writeOp(100, 5000))
 	d.snapshot("s3", "a")

@@ -43,6 +43,7 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	info := VolumeInfo{
 		ID: v.UUID, Name: v.Name, SizeBytes: head.SizeBytes, Labels: v.Labels, CreatedAt: v.CreatedAt, Origin: v.Origin,
 		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v),
+		Bookmarks: p.cat.BookmarkCount(v),
 	}
 	if s := p.cat.VisibleParent(head); s != nil && s.Volume == v.Number {
 		info.Parent = s.Name
@@ -185,6 +186,8 @@ func (p *Pool) Info() Info {
 			info.Snapshots++
 		case catalogue.Hidden:
 			info.HiddenStates++
+		case catalogue.Bookmark:
+			info.Bookmarks++
 		}
 	}
 	for _, v := range p.cat.Volumes() {

@@ -223,6 +223,21 @@ func (d *driver) rollback(volume, snap string) {
 	})
 }
 
+func (d *driver) bookmark(volume, snap, name string) {
+	d.tb.Helper()
+	d.step("bookmark", true, func(m *model) error { return m.createBookmark(volume, snap, name) }, func() error {
+		_, err := d.p.CreateBookmark(ctx, pool.SnapshotRef{Volume: volume, Name: snap}, name)
+		return err
+	})
+}
+
+func (d *driver) deleteBookmark(volume, name string) {
+	d.tb.Helper()
+	d.step("delete bookmark", true, func(m *model) error { return m.deleteBookmark(volume, name) }, func() error {
+		return d.p.DeleteBookmark(ctx, pool.BookmarkRef{Volume: volume, Name: name})
+	})
+}
+
 func (d *driver) cloneVolume(volume, snap, name string) {
 	d.tb.Helper()
 	d.step("clone", true, func(m *model) error { return m.cloneVolume(volume, snap, name) }, func() error {
@@ -345,7 +360,10 @@ func (d *driver) checkpoint() {
 func (d *driver) reclaim() {
 	d.tb.Helper()
 	d.step("reclaim", true, func(*model) error { return nil }, func() error {
-		return d.p.Cycle(ctx)
+		if err := d.p.Cycle(ctx); err != nil {
+			return err
+		}
+		return d.p.CheckOwners()
 	})
 }
 
@@ -446,6 +464,13 @@ func (d *driver) dump(p *pool.Pool) string {
 				d.tb.Fatal(err)
 			}
 			w.snapshots[s.Name] = &modelSnapshot{d.content(dev, s.MappedBytes), s.Protected}
+		}
+		bookmarks, err := p.Bookmarks(v.Name)
+		if err != nil {
+			d.tb.Fatal(err)
+		}
+		for _, k := range bookmarks {
+			w.bookmarks[k.Name] = &modelBookmark{content{size: k.SizeBytes}, k.Snapshot.Name}
 		}
 	}
 	return m.String()

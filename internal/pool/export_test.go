@@ -2,10 +2,50 @@ package pool
 
 import (
 	"context"
+	"fmt"
 
 	"varve/internal/pool/blockmap"
 	"varve/internal/pool/seglog"
 )
+
+// CheckOwners demands that every place that the newest checkpoint refers to is the own of exactly
+// one state: else reclaim would miss it, or count it twice.
+func (p *Pool) CheckOwners() error {
+	p.checkpointMu.Lock()
+	defer p.checkpointMu.Unlock()
+	count := func(of map[seglog.Addr]int, r ownedRoot) error {
+		return p.markState(context.Background(), r, func(n blockmap.Ptr) { of[n.Addr]++ }, func(entries []blockmap.Entry) {
+			for _, e := range entries {
+				if e.Mapped() {
+					of[e.Addr]++
+				}
+			}
+		})
+	}
+	owned, reached := map[seglog.Addr]int{}, map[seglog.Addr]int{}
+	for _, r := range p.reclaimer.newer.roots {
+		if err := count(owned, r); err != nil {
+			return err
+		}
+		all := blockmap.Own{}
+		if r.own.Data == blockmap.NoData {
+			all.Data = blockmap.NoData
+		}
+		r.own = all
+		if err := count(reached, r); err != nil {
+			return err
+		}
+	}
+	for a, n := range owned {
+		if n != 1 {
+			return fmt.Errorf("%s has %d owners", a, n)
+		}
+	}
+	if len(owned) != len(reached) {
+		return fmt.Errorf("%d places are reached and %d owned", len(reached), len(owned))
+	}
+	return nil
+}
 
 // Abandon lets go of a pool as a crash of the process does: nothing is saved.
 func (p *Pool) Abandon() {

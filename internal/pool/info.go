@@ -21,8 +21,8 @@ type VolumeInfo struct {
 	Parent string
 	// MappedBytes counts the blocks that hold data (not holes).
 	MappedBytes int64
-	// Snapshots counts the volume's visible snapshots.
-	Snapshots int
+	// Snapshots counts the volume's visible snapshots, Bookmarks its bookmarks.
+	Snapshots, Bookmarks int
 }
 
 // SnapshotInfo describes a row snapshot.
@@ -80,6 +80,27 @@ type SnapshotRef struct {
 
 func (r SnapshotRef) String() string { return r.Volume + "@" + r.Name }
 
+// BookmarkInfo describes a bookmark.
+type BookmarkInfo struct {
+	ID        uuid.UUID
+	Volume    string // name of the volume it is a bookmark of
+	VolumeID  uuid.UUID
+	Name      string
+	SizeBytes int64 // of the volume at the bookmark's point in time
+	CreatedAt time.Time
+	// The snapshot it was made of, as it was then: it may be gone.
+	Snapshot          SnapshotRef
+	SnapshotID        uuid.UUID
+	SnapshotCreatedAt time.Time // the bookmark's point in time
+}
+
+// BookmarkRef names a bookmark: VOLUME#NAME.
+type BookmarkRef struct {
+	Volume, Name string
+}
+
+func (r BookmarkRef) String() string { return r.Volume + "#" + r.Name }
+
 // Info describes a pool.
 type Info struct {
 	ID            uuid.UUID
@@ -87,6 +108,7 @@ type Info struct {
 	CreatedAt     time.Time
 	Volumes       int
 	Snapshots     int
+	Bookmarks     int
 	HiddenStates  int   // deleted snapshots that still have several children
 	PhysicalBytes int64 // allocated on disk by the pool's files
 	LiveBytes     int64 // what volumes and snapshots hold, with their maps; between two reclaim cycles an estimate

@@ -120,7 +120,7 @@ func (p *Pool) startDeleting(states []uint64) error {
 			open = len(p.volumes[s.Volume].devices)
 		}
 		if open > 0 {
-			return fmt.Errorf("%s: %w: clients are connected to it", p.stateName(s), ErrInUse)
+			return fmt.Errorf("%s: %w: clients read it or compare with it", p.stateName(s), ErrInUse)
 		}
 	}
 	for _, id := range states {
@@ -150,7 +150,7 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		v := p.cat.Volume(op.CreateVolume.Number)
 		head := p.cat.Head(v)
 		var root blockmap.Root
-		if from := p.cat.State(head.Parent); from != nil {
+		if from := p.cat.State(op.CreateVolume.From); from != nil {
 			root = from.Root
 		}
 		p.volumes[v.Number] = p.newVolume(v, head, root)
@@ -174,6 +174,8 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 	case op.DeleteSnapshots != nil:
 		p.refreshKeep()
 		p.reclaimer.deleted.Store(true)
+	case op.DeleteBookmark != nil:
+		p.reclaimer.deleted.Store(true)
 	case op.Rollback != nil:
 		o := op.Rollback
 		p.freeze(o.Volume, o.KeptID, p.cat.State(o.To))
@@ -195,7 +197,7 @@ func (p *Pool) freeze(number, id uint64, to *catalogue.State) {
 		v.version++
 	}
 	v.keep = true
-	v.tree.SetSince(p.cat.ParentEpoch(head))
+	v.tree.SetSince(p.cat.DataSince(head))
 }
 
 // refreshKeep finds out anew which heads have a parent, after states went.
@@ -203,8 +205,8 @@ func (p *Pool) refreshKeep() {
 	for _, v := range p.volumes {
 		head := p.cat.Head(p.cat.Volume(v.number))
 		v.mu.Lock()
-		v.keep = head.Parent != 0
-		v.tree.SetSince(p.cat.ParentEpoch(head))
+		v.keep = p.cat.DataParent(head) != nil
+		v.tree.SetSince(p.cat.DataSince(head))
 		v.mu.Unlock()
 	}
 }
@@ -265,7 +267,7 @@ func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec Snapshot
 				return proposal{}, fmt.Errorf("create snapshot: %w: volume %q is named twice", ErrInvalid, name)
 			}
 			seen[v.Number] = true
-			if c.SnapshotByName(v, spec.Name) != nil {
+			if c.Taken(v, spec.Name) {
 				return proposal{}, fmt.Errorf("snapshot %q: %w", SnapshotRef{name, spec.Name}, ErrExists)
 			}
 			id := c.LastState + 1 + uint64(i)
@@ -351,7 +353,7 @@ func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timin
 // freeName returns name, or name with a number where it is taken.
 func freeName(c *catalogue.Catalogue, v *catalogue.Volume, name string) string {
 	free := name
-	for i := 2; c.SnapshotByName(v, free) != nil; i++ {
+	for i := 2; c.Taken(v, free); i++ {
 		free = fmt.Sprintf("%s-%d", name, i)
 	}
 	return free

@@ -25,11 +25,22 @@ type content struct {
 type modelVolume struct {
 	content
 	snapshots map[string]*modelSnapshot
+	bookmarks map[string]*modelBookmark
 	labels    map[string]string
 }
 
 func newModelVolume(c content) *modelVolume {
-	return &modelVolume{content: c, snapshots: map[string]*modelSnapshot{}}
+	return &modelVolume{content: c, snapshots: map[string]*modelSnapshot{}, bookmarks: map[string]*modelBookmark{}}
+}
+
+// taken tells whether a snapshot or bookmark has the name.
+func (v *modelVolume) taken(name string) bool {
+	return v.snapshots[name] != nil || v.bookmarks[name] != nil
+}
+
+type modelBookmark struct {
+	content
+	of string // snapshot
 }
 
 type modelSnapshot struct {
@@ -54,6 +65,7 @@ func (m *model) clone() *model {
 		for s, snap := range v.snapshots {
 			w.snapshots[s] = &modelSnapshot{snap.content, snap.protected} // its content never changes
 		}
+		maps.Copy(w.bookmarks, v.bookmarks)
 		n.volumes[name] = w
 	}
 	return n
@@ -109,7 +121,7 @@ func (m *model) createVolume(name string, size int64) error {
 
 func (m *model) snapshot(volumes []string, name string) error {
 	for _, v := range volumes {
-		if m.volumes[v] == nil || m.volumes[v].snapshots[name] != nil {
+		if m.volumes[v] == nil || m.volumes[v].taken(name) {
 			return errRefused
 		}
 	}
@@ -131,6 +143,23 @@ func (m *model) deleteSnapshot(volume, snap string) error {
 		return errRefused
 	}
 	delete(m.volumes[volume].snapshots, snap)
+	return nil
+}
+
+func (m *model) createBookmark(volume, snap, name string) error {
+	s := m.find(volume, snap)
+	if s == nil || m.volumes[volume].taken(name) {
+		return errRefused
+	}
+	m.volumes[volume].bookmarks[name] = &modelBookmark{s.content, snap}
+	return nil
+}
+
+func (m *model) deleteBookmark(volume, name string) error {
+	if v := m.volumes[volume]; v == nil || v.bookmarks[name] == nil {
+		return errRefused
+	}
+	delete(m.volumes[volume].bookmarks, name)
 	return nil
 }
 
@@ -176,6 +205,9 @@ func (m *model) String() string {
 		for _, s := range slices.Sorted(maps.Keys(v.snapshots)) {
 			snap := v.snapshots[s]
 			fmt.Fprintf(&b, "  @%s %s protected=%t\n", s, snap.content.digest(), snap.protected)
+		}
+		for _, k := range slices.Sorted(maps.Keys(v.bookmarks)) {
+			fmt.Fprintf(&b, "  #%s of %s, %d bytes\n", k, v.bookmarks[k].of, v.bookmarks[k].size)
 		}
 	}
 	return b.String()

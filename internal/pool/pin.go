@@ -15,11 +15,11 @@ type pins struct {
 }
 
 // pinned are maps as they were at one instant.
-type pinned struct{ roots []rootSince }
+type pinned struct{ roots []ownedRoot }
 
 // pin holds what choose returns until release is called. choose runs with mu held for reading and returns maps
 // as they are then, in the log or in memory; of each, what its state's parent does not have is kept.
-func (p *Pool) pin(choose func() ([]rootSince, error)) (release func(), err error) {
+func (p *Pool) pin(choose func() ([]ownedRoot, error)) (release func(), err error) {
 	k := &p.reclaimer.pins
 	k.mu.Lock() // held so that a basis is chosen either before, and then refers to all of it, or with it
 	defer k.mu.Unlock()
@@ -51,13 +51,13 @@ func (k *pins) marked(bytes int64) {
 }
 
 // basis returns the state that a sweep may go by, and what is pinned beside it.
-func (p *Pool) basis() (*frozenState, []rootSince) {
+func (p *Pool) basis() (*frozenState, []ownedRoot) {
 	p.checkpointMu.Lock()
 	defer p.checkpointMu.Unlock()
 	k := &p.reclaimer.pins
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var roots []rootSince
+	var roots []ownedRoot
 	for _, one := range k.held {
 		roots = append(roots, one.roots...)
 	}

@@ -80,6 +80,18 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 				v := volume.Draw(t, "volume")
 				d.cloneVolume(v, anySnap(v), volume.Draw(t, "clone"))
 			},
+			"bookmark": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				d.bookmark(v, anySnap(v), rapid.SampledFrom([]string{"k1", "k2", "k3", "s2"}).Draw(t, "bookmark"))
+			},
+			"delete bookmark": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				name := snap.Draw(t, "snapshot") // mostly none
+				if w := d.present().volumes[v]; w != nil && len(w.bookmarks) > 0 {
+					name = rapid.SampledFrom(slices.Sorted(maps.Keys(w.bookmarks))).Draw(t, "bookmark")
+				}
+				d.deleteBookmark(v, name)
+			},
 			"protect": func(t *rapid.T) {
 				v := volume.Draw(t, "volume")
 				d.protect(v, anySnap(v), rapid.Bool().Draw(t, "on"))

@@ -20,15 +20,15 @@ import (
 // frozenState is what a superblock describes: the pool at a position of the log.
 type frozenState struct {
 	position seglog.Position
-	roots    []rootSince
+	roots    []ownedRoot
 	live     int64 // the live counter at that position
 }
 
-// rootSince is a state's map and the epoch of the state that it descends from.
-type rootSince struct {
+// ownedRoot is a state's map and what of it is the state's own.
+type ownedRoot struct {
 	state uint64
 	root  blockmap.Root
-	since uint64
+	own   blockmap.Own
 	// A hidden state's blocks are there for the nearest visible states below it alone, which have these maps.
 	hidden  bool
 	visible []blockmap.Root
@@ -44,7 +44,7 @@ func freezeState(at seglog.Position, cat *catalogue.View, heads map[uint64]block
 		return s.Root.Settled()
 	}
 	for _, s := range cat.States() {
-		r := rootSince{state: s.ID, root: rootOf(s), since: cat.ParentEpoch(s), hidden: s.Kind == catalogue.Hidden}
+		r := ownedRoot{state: s.ID, root: rootOf(s), own: cat.Own(s), hidden: s.Kind == catalogue.Hidden}
 		if r.hidden {
 			for _, k := range cat.VisibleBelow(s.ID) {
 				r.visible = append(r.visible, rootOf(k))
@@ -359,7 +359,7 @@ func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]in
 			live[n.Addr.Segment()] += int64(n.Length)
 		}, func(entries []blockmap.Entry) {
 			for _, e := range entries {
-				if e.Mapped() && e.Epoch > r.since {
+				if e.Mapped() {
 					live[e.Addr.Segment()] += block.Size
 				}
 			}
@@ -372,15 +372,15 @@ func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]in
 }
 
 // markState visits what a state of the basis refers to and its parent does not.
-func (p *Pool) markState(ctx context.Context, r rootSince, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
+func (p *Pool) markState(ctx context.Context, r ownedRoot, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
 	if r.hidden {
-		return p.store.MarkHeld(ctx, r.root, r.since, r.visible, node, entries)
+		return p.store.MarkHeld(ctx, r.root, r.own, r.visible, node, entries)
 	}
-	return p.store.Mark(ctx, r.root, r.since, node, entries)
+	return p.store.Mark(ctx, r.root, r.own, node, entries)
 }
 
 // markPinnedSizes adds what pinned states refer to and the basis does not.
-func (p *Pool) markPinnedSizes(ctx context.Context, basis *frozenState, pinned []rootSince, live map[uint64]int64) error {
+func (p *Pool) markPinnedSizes(ctx context.Context, basis *frozenState, pinned []ownedRoot, live map[uint64]int64) error {
 	beyond := int64(0)
 	err := p.markPinned(ctx, basis, pinned, func(n blockmap.Ptr) {
 		live[n.Addr.Segment()] += int64(n.Length)
@@ -396,7 +396,7 @@ func (p *Pool) markPinnedSizes(ctx context.Context, basis *frozenState, pinned [
 }
 
 // markPinned visits what pinned states refer to and the basis does not.
-func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []rootSince, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
+func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []ownedRoot, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
 	if len(pinned) == 0 {
 		return nil
 	}
@@ -407,7 +407,7 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []root
 		}
 	}
 	for _, r := range pinned {
-		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], r.since, node, entries); err != nil {
+		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], r.own, node, entries); err != nil {
 			return fmt.Errorf("mark what is being read: %w", err)
 		}
 	}
@@ -457,7 +457,7 @@ func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(li
 }
 
 // markBlocks finds which blocks of the victims the basis refers to, or a pinned state.
-func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []rootSince, victims []uint64) (map[uint64]seglog.BlockSet, error) {
+func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []ownedRoot, victims []uint64) (map[uint64]seglog.BlockSet, error) {
 	sets := make(map[uint64]seglog.BlockSet, len(victims))
 	for _, id := range victims {
 		sets[id] = seglog.NewBlockSet(p.log.SegmentBlocks())

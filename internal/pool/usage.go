@@ -70,7 +70,7 @@ type subject struct {
 // subjectOf gathers what a question is about; mu is held. With freeze its maps stay as they are, and
 // heads go on in copies.
 func (p *Pool) subjectOf(s *catalogue.State, own, freeze bool) subject {
-	out := subject{answer: answer{since: p.cat.ParentEpoch(s)}}
+	out := subject{answer: answer{since: p.cat.DataSince(s)}}
 	var others []*catalogue.State
 	if !own {
 		out.since, others = p.around(s)
@@ -106,10 +106,10 @@ func (p *Pool) subjectOf(s *catalogue.State, own, freeze bool) subject {
 func (p *Pool) around(s *catalogue.State) (since uint64, others []*catalogue.State) {
 	others = p.cat.VisibleBelow(s.ID)
 	if s.Kind == catalogue.Hidden {
-		return p.cat.ParentEpoch(s), others
+		return p.cat.DataSince(s), others
 	}
 	top := s
-	for up := p.cat.State(s.Parent); up != nil && up.Kind == catalogue.Hidden; up = p.cat.State(up.Parent) {
+	for up := p.cat.DataParent(s); up != nil && up.Kind == catalogue.Hidden; up = p.cat.DataParent(up) {
 		top = up
 	}
 	if top != s {
@@ -119,7 +119,7 @@ func (p *Pool) around(s *catalogue.State) (since uint64, others []*catalogue.Sta
 			}
 		}
 	}
-	return p.cat.ParentEpoch(top), others
+	return p.cat.DataSince(top), others
 }
 
 // frozenRoot is a state's map as it is now and stays; mu is held.
@@ -148,16 +148,16 @@ func (p *Pool) count(ctx context.Context, find func() (*catalogue.State, error),
 		return blocks, about.mapped, nil
 	}
 
-	release, err := p.pin(func() ([]rootSince, error) {
+	release, err := p.pin(func() ([]ownedRoot, error) {
 		s, err := find()
 		if err != nil {
 			return nil, err
 		}
 		q.state = s.ID
 		about = p.subjectOf(s, own, true)
-		walked := make([]rootSince, len(about.of))
+		walked := make([]ownedRoot, len(about.of))
 		for i, c := range about.of {
-			walked[i] = rootSince{state: c.state, root: about.roots[i], since: about.since}
+			walked[i] = ownedRoot{state: c.state, root: about.roots[i], own: blockmap.Own{Data: about.since, Nodes: about.since}}
 		}
 		return walked, nil
 	})

@@ -26,7 +26,7 @@ type volume struct {
 	// mu guards the tree, which the committer's leader and checkpoints change.
 	mu   sync.RWMutex
 	tree *blockmap.Tree
-	keep bool // the head has a parent: what is cleared leaves tombstones
+	keep bool // the head has a parent with data: what is cleared leaves tombstones
 	gone bool // deleted
 	// version counts what changes the tree's content.
 	version uint64
@@ -39,8 +39,8 @@ type volume struct {
 
 func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockmap.Root) *volume {
 	w := &volume{
-		pool: p, number: v.Number, keep: head.Parent != 0, devices: map[*Device]struct{}{},
-		tree: blockmap.NewTree(root, head.Epoch, p.cat.ParentEpoch(head), p.nextGen()),
+		pool: p, number: v.Number, keep: p.cat.DataParent(head) != nil, devices: map[*Device]struct{}{},
+		tree: blockmap.NewTree(root, head.Epoch, p.cat.DataSince(head), p.nextGen()),
 	}
 	w.label.Store(&v.Name)
 	w.size.Store(head.SizeBytes)

@@ -233,7 +233,7 @@ func (p *Pool) cutOff(pr *proposal, v *volume, size, old int64) error {
 	return nil
 }
 
-// DeleteVolume deletes a volume. ErrInUse while it has snapshots or open devices.
+// DeleteVolume deletes a volume and its bookmarks. ErrInUse while it has snapshots or open devices.
 func (p *Pool) DeleteVolume(_ context.Context, name string) error { return p.deleteVolume(name, false) }
 
 // DeleteIncomplete deletes a volume that was created Incomplete and never completed.
@@ -251,7 +251,11 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 			return proposal{}, fmt.Errorf("%w: it has %d snapshots; delete them first", ErrInUse, n)
 		}
 		op := &catalogue.DeleteVolume{Number: v.Number}
-		return proposal{op: &catalogue.Op{DeleteVolume: op}, urgent: true, deletes: []uint64{v.Head}}, nil
+		deletes := []uint64{v.Head}
+		for _, b := range c.Bookmarks(v) {
+			deletes = append(deletes, b.ID)
+		}
+		return proposal{op: &catalogue.Op{DeleteVolume: op}, urgent: true, deletes: deletes}, nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete volume %q: %w", name, err)

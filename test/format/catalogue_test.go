@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -31,6 +32,7 @@ type imageState struct {
 	Size   int64      `cbor:"6,keyasint"`
 	Root   *imageRoot `cbor:"7,keyasint"`
 	Name   string     `cbor:"9,keyasint"`
+	Of     string     `cbor:"17,keyasint"`
 }
 
 type imageRoot struct {
@@ -79,6 +81,14 @@ type operation struct {
 		KeptID   uint64 `cbor:"3,keyasint"`
 		KeptName string `cbor:"5,keyasint"`
 	} `cbor:"8,keyasint"`
+	Bookmark *struct {
+		Of   uint64 `cbor:"1,keyasint"`
+		ID   uint64 `cbor:"2,keyasint"`
+		Name string `cbor:"4,keyasint"`
+	} `cbor:"9,keyasint"`
+	DeleteBookmark *struct {
+		ID uint64 `cbor:"1,keyasint"`
+	} `cbor:"10,keyasint"`
 }
 
 // state is a state with its map.
@@ -197,8 +207,9 @@ func (c *contents) apply(op *operation) error {
 	case op.Create != nil:
 		o := op.Create
 		c.lastEpoch++
-		head := &state{imageState{ID: o.Head, Kind: 1, Volume: o.Number, Parent: o.From, Epoch: c.lastEpoch, Size: o.Size}, blockMap{}}
+		head := &state{imageState{ID: o.Head, Kind: 1, Volume: o.Number, Epoch: c.lastEpoch, Size: o.Size}, blockMap{}}
 		if o.From != 0 {
+			head.Parent = c.tip(o.From)
 			head.blocks = maps.Clone(c.states[o.From].blocks)
 		}
 		c.volumes[o.Number] = &imageVolume{Number: o.Number, UUID: o.UUID, Name: o.Name, Head: o.Head}
@@ -210,14 +221,17 @@ func (c *contents) apply(op *operation) error {
 	case op.Delete != nil:
 		head := c.head(op.Delete.Number)
 		delete(c.states, head.ID)
-		delete(c.volumes, op.Delete.Number)
 		c.dissolve(head.Parent)
+		for _, id := range slices.Sorted(maps.Keys(c.states)) {
+			if s := c.states[id]; s != nil && s.Kind == 4 && s.Volume == op.Delete.Number {
+				c.deleteBookmark(s)
+			}
+		}
+		delete(c.volumes, op.Delete.Number)
 	case op.Snapshots != nil:
 		for _, n := range op.Snapshots.Of {
 			c.freeze(n.Volume, n.ID, op.Snapshots.Name)
-		}
-		c.lastEpoch++
-		for _, n := range op.Snapshots.Of {
+			c.lastEpoch++
 			c.head(n.Volume).Epoch = c.lastEpoch
 		}
 	case op.DeleteSnapshots != nil:
@@ -231,7 +245,18 @@ func (c *contents) apply(op *operation) error {
 		c.freeze(o.Volume, o.KeptID, o.KeptName)
 		c.lastEpoch++
 		head, to := c.head(o.Volume), c.states[o.To]
-		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, to.ID, maps.Clone(to.blocks)
+		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, c.tip(to.ID), maps.Clone(to.blocks)
+	case op.Bookmark != nil:
+		o, of := op.Bookmark, c.states[op.Bookmark.Of]
+		kids := c.children(of.ID)
+		c.states[o.ID] = &state{imageState{
+			ID: o.ID, Kind: 4, Volume: of.Volume, Parent: of.ID, Epoch: of.Epoch, Size: of.Size, Name: o.Name, Of: of.Name,
+		}, of.blocks}
+		for _, k := range kids {
+			k.Parent = o.ID
+		}
+	case op.DeleteBookmark != nil:
+		c.deleteBookmark(c.states[op.DeleteBookmark.ID])
 	default:
 		return fmt.Errorf("operation of an unknown kind")
 	}
@@ -247,20 +272,82 @@ func (c *contents) freeze(volume, id uint64, name string) {
 	head.Parent = id
 }
 
-func (c *contents) dissolve(id uint64) {
-	for s := c.states[id]; s != nil && s.Kind == 3; s = c.states[s.Parent] {
-		var children []*state
-		for _, k := range c.states {
-			if k.Parent == s.ID {
-				children = append(children, k)
+func (c *contents) children(id uint64) (list []*state) {
+	for _, k := range c.states {
+		if k.Parent == id {
+			list = append(list, k)
+		}
+	}
+	return list
+}
+
+// dataParent is the id of the nearest ancestor that is a snapshot or hidden; 0: there is none.
+func (c *contents) dataParent(s *state) uint64 {
+	for {
+		p := c.states[s.Parent]
+		if p == nil {
+			return 0
+		}
+		if p.Kind == 2 || p.Kind == 3 {
+			return p.ID
+		}
+		s = p
+	}
+}
+
+// tip is the last bookmark of the snapshot's epoch behind it, or the snapshot.
+func (c *contents) tip(id uint64) uint64 {
+	tip := id
+	for next := true; next; {
+		next = false
+		for _, k := range c.children(tip) {
+			if k.Kind == 4 && k.Epoch == c.states[id].Epoch {
+				tip, next = k.ID, true
 			}
 		}
-		if len(children) > 1 {
+	}
+	return tip
+}
+
+func (c *contents) remove(s *state) {
+	for _, k := range c.children(s.ID) {
+		k.Parent = s.Parent
+	}
+	delete(c.states, s.ID)
+}
+
+func (c *contents) deleteBookmark(s *state) {
+	p := c.states[s.Parent]
+	if p != nil && p.Epoch == s.Epoch || len(c.children(s.ID)) <= 1 {
+		c.remove(s)
+		c.dissolve(s.Parent)
+	} else {
+		s.Kind = 5
+	}
+}
+
+func (c *contents) dissolve(id uint64) {
+	s := c.states[id]
+	if s == nil || s.Kind == 1 || s.Kind == 2 {
+		return
+	}
+	if s.Kind == 3 {
+		n := 0
+		for _, k := range c.states {
+			if (k.Kind == 1 || k.Kind == 2 || k.Kind == 3) && c.dataParent(k) == id {
+				n++
+			}
+		}
+		if n >= 2 {
 			return
 		}
-		for _, k := range children {
-			k.Parent = s.Parent
-		}
-		delete(c.states, s.ID)
 	}
+	if s.Kind != 4 {
+		if len(c.children(id)) <= 1 {
+			c.remove(s)
+		} else {
+			s.Kind = 5
+		}
+	}
+	c.dissolve(s.Parent)
 }

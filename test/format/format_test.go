@@ -74,6 +74,12 @@ func (w *writer) snapshot(name string, volumes ...string) {
 	w.must(err)
 }
 
+func (w *writer) bookmark(volume, snapshot, name string) {
+	w.t.Helper()
+	_, err := w.p.CreateBookmark(ctx, pool.SnapshotRef{Volume: volume, Name: snapshot}, name)
+	w.must(err)
+}
+
 func (w *writer) submit(volume string, kind block.OpKind, off, n int64) {
 	w.t.Helper()
 	dev, err := w.p.OpenVolume(volume)
@@ -122,7 +128,10 @@ func (w *writer) story() {
 	w.snapshot("s1", "a", "b")
 	w.submit("a", block.OpDiscard, 0, 1<<20) // fills an inner slot
 	w.scribble("a", 5)
+	w.bookmark("a", "s1", "k1")
+	w.bookmark("b", "s1", "k1")
 	w.must(w.p.Checkpoint(ctx))
+	w.bookmark("a", "s1", "k2")
 	for range 3 { // few changes of a full leaf become differences
 		w.submit("a", block.OpWrite, 1<<20+4096*w.rnd.Int64N(100), 4096)
 		w.submit("a", block.OpDiscard, 1<<20+4096*w.rnd.Int64N(100), 4096)
@@ -132,6 +141,7 @@ func (w *writer) story() {
 	w.relayout("a")
 	w.snapshot("s2", "a")
 	w.scribble("a", 5)
+	w.bookmark("a", "s2", "k3") // on the branch that the rollback leaves
 	_, _, err := w.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "a", Name: "s1"}, pool.VolumeSpec{Name: "clone"})
 	w.must(err)
 	w.scribble("clone", 10)
@@ -152,6 +162,23 @@ func (w *writer) story() {
 	w.scribble("clone", 5)
 	w.relayout("clone")
 	w.must(w.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "a", Name: "s2"}}))
+	w.must(w.p.DeleteBookmark(ctx, pool.BookmarkRef{Volume: "a", Name: "k2"}))
+	w.create("forked", 1<<20)
+	w.submit("forked", block.OpWrite, 0, 1<<20)
+	for i := range 3 { // three branches from one snapshot, of which two leave a bookmark
+		if w.snapshot(fmt.Sprint(i), "forked"); i > 0 {
+			w.bookmark("forked", fmt.Sprint(i), fmt.Sprint("k", i))
+		}
+		w.scribble("forked", 5)
+		_, _, err := w.p.Rollback(ctx, pool.SnapshotRef{Volume: "forked", Name: "0"})
+		w.must(err)
+	}
+	w.scribble("forked", 5)
+	snaps, err := w.p.Snapshots("forked")
+	w.must(err)
+	for _, s := range snaps { // what they descend from becomes a fork
+		w.must(w.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "forked", Name: s.Name}}))
+	}
 	w.flush("a")
 }
 
@@ -176,16 +203,26 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 	read := map[string]*state{}
 	name := func(s *state) string {
 		v := c.volumes[s.Volume]
-		if s.Kind == 1 {
+		switch s.Kind {
+		case 1:
 			return v.Name
+		case 4:
+			return v.Name + "#" + s.Name
 		}
 		return v.Name + "@" + s.Name
 	}
+	visible := func(s *state) *state {
+		up := c.states[s.Parent]
+		for up != nil && up.Kind != 2 {
+			up = c.states[up.Parent]
+		}
+		return up
+	}
 	for _, s := range c.states {
-		if s.Kind != 3 {
+		if s.Kind != 3 && s.Kind != 5 {
 			read[name(s)] = s
 		}
-		if up := c.states[s.Parent]; s.Parent != 0 && (up == nil || up.Kind == 1 || up.Epoch >= s.Epoch || s.Epoch > c.lastEpoch) {
+		if up := c.states[s.Parent]; s.Parent != 0 && (up == nil || up.Kind == 1 || up.Epoch > s.Epoch || up.Epoch == s.Epoch && s.Kind != 4 || s.Epoch > c.lastEpoch) {
 			t.Errorf("state %+v has the parent %+v", s.imageState, up)
 		}
 	}
@@ -211,10 +248,7 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		if !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, and the pool has %d others", what, len(got), len(want))
 		}
-		up := c.states[s.Parent]
-		for up != nil && up.Kind == 3 {
-			up = c.states[up.Parent]
-		}
+		up := visible(s)
 		if (up == nil) != (parent == "") || (up != nil && name(up) != parent) {
 			t.Errorf("%s descends from %v, and in the pool from %q", what, up, parent)
 		}
@@ -224,8 +258,8 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		parent := v.Parent
 		if parent != "" {
 			parent = v.Name + "@" + parent
-		} else if s := read[v.Name]; s != nil && c.states[s.Parent] != nil && c.states[s.Parent].Kind == 2 {
-			parent = name(c.states[s.Parent]) // of another volume, which VolumeInfo leaves out
+		} else if s := read[v.Name]; s != nil && visible(s) != nil {
+			parent = name(visible(s)) // of another volume, which VolumeInfo leaves out
 		}
 		check(v.Name, parent, dev, err)
 	}
@@ -237,6 +271,17 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		ref := pool.SnapshotRef{Volume: s.Volume, Name: s.Name}
 		dev, err := p.OpenSnapshot(ref)
 		check(ref.String(), s.Parent, dev, err)
+	}
+	marks, err := p.Bookmarks("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range marks {
+		what := pool.BookmarkRef{Volume: k.Volume, Name: k.Name}.String()
+		if s := read[what]; s == nil || s.Size != k.SizeBytes || s.Of != k.Snapshot.Name {
+			t.Errorf("bookmark %s is %+v, and in the pool %+v", what, s, k)
+		}
+		delete(read, what)
 	}
 	for what := range read {
 		t.Errorf("the reader found %s, and the pool does not have it", what)
@@ -262,6 +307,13 @@ func TestReaderFindsWhatAnOpenPoolHolds(t *testing.T) {
 	}
 	if n := c.differences; n == 0 {
 		t.Error("no map node was a difference")
+	}
+	kinds := map[uint]int{}
+	for _, s := range c.states {
+		kinds[s.Kind]++
+	}
+	if len(kinds) != 5 {
+		t.Errorf("states by kind: %v", kinds)
 	}
 	done, err := w.p.Reclaim(ctx)
 	w.must(err)

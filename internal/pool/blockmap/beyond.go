@@ -4,23 +4,23 @@ import (
 	"context"
 )
 
-// MarkBeyond visits what r refers to and neither than nor the state of epoch since does: the
+// MarkBeyond visits what is r's own and than does not refer to: the
 // places of its nodes that lie in the log, of the pieces that they differ from, and its entries. r must be frozen and may
 // be in memory; than must lie in the log. What they have in common costs nothing.
-func (s *Store) MarkBeyond(ctx context.Context, r, than Root, since uint64, node func(Ptr), entries func([]Entry)) error {
-	b := beyond{store: s, since: since, node: node, entries: entries}
+func (s *Store) MarkBeyond(ctx context.Context, r, than Root, own Own, node func(Ptr), entries func([]Entry)) error {
+	b := beyond{store: s, own: own, node: node, entries: entries}
 	return b.walk(ctx, &r.c, &than.c, rootLevel, 0)
 }
 
 type beyond struct {
 	store   *Store
-	since   uint64
+	own     Own
 	node    func(Ptr)
 	entries func([]Entry)
 }
 
 func (b *beyond) walk(ctx context.Context, c, than *child, level int, first uint64) error {
-	if c.empty() || c.tomb || c.newest() <= b.since || c.same(than) {
+	if !b.own.walked(c) || c.same(than) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -30,7 +30,7 @@ func (b *beyond) walk(ctx context.Context, c, than *child, level int, first uint
 	if err != nil {
 		return err
 	}
-	if w := n.written.Load(); w != nil {
+	if w := n.written.Load(); w != nil && c.newest() > b.own.Nodes {
 		b.node(w.ptr)
 		if w.base.Addr != 0 {
 			b.node(w.base)
@@ -61,7 +61,7 @@ func (b *beyond) leaf(n, other *node) {
 	var found []Entry
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if e := n.entries[r]; e.Mapped() && e.Epoch > b.since && other.entry(i).Addr != e.Addr {
+		if e := n.entries[r]; e.Mapped() && e.Epoch > b.own.Data && other.entry(i).Addr != e.Addr {
 			found = append(found, e)
 		}
 		r++

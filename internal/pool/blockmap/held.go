@@ -4,8 +4,8 @@ import "context"
 
 // MarkHeld is Mark for a root that is there for the sake of others alone: of its
 // entries it visits those that one of others has as well. All roots must lie in the log.
-func (s *Store) MarkHeld(ctx context.Context, r Root, since uint64, others []Root, node func(Ptr), entries func([]Entry)) error {
-	h := held{store: s, since: since, node: node, entries: entries}
+func (s *Store) MarkHeld(ctx context.Context, r Root, own Own, others []Root, node func(Ptr), entries func([]Entry)) error {
+	h := held{store: s, own: own, node: node, entries: entries}
 	cs := make([]*child, len(others))
 	for i := range others {
 		cs[i] = &others[i].c
@@ -15,25 +15,27 @@ func (s *Store) MarkHeld(ctx context.Context, r Root, since uint64, others []Roo
 
 type held struct {
 	store   *Store
-	since   uint64
+	own     Own
 	node    func(Ptr)
 	entries func([]Entry)
 }
 
 func (h *held) walk(ctx context.Context, c *child, others []*child, level int, first uint64) error {
-	if c.empty() || c.tomb || c.newest() <= h.since {
+	if !h.own.walked(c) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	h.node(c.ptr)
 	n, err := h.store.uncached(c, level, first)
 	if err != nil {
 		return err
 	}
-	if base := n.written.Load().base; base.Addr != 0 {
-		h.node(base)
+	if c.newest() > h.own.Nodes {
+		h.node(c.ptr)
+		if base := n.written.Load().base; base.Addr != 0 {
+			h.node(base)
+		}
 	}
 	var nodes []*node // of others, as far as they have anything here
 	for _, o := range others {
@@ -73,7 +75,7 @@ func (h *held) leaf(n *node, others []*node) {
 	var found []Entry
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if e := n.entries[r]; e.Mapped() && e.Epoch > h.since && heldBy(others, i, e) {
+		if e := n.entries[r]; e.Mapped() && e.Epoch > h.own.Data && heldBy(others, i, e) {
 			found = append(found, e)
 		}
 		r++

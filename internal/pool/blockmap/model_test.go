@@ -215,7 +215,7 @@ func (m *machine) demand(r Root, want plain) {
 		m.t.Fatalf("%d blocks are mapped, want %d", r.Mapped(), len(want))
 	}
 	got := plain{}
-	_, err := m.store.Check(r, 0, func(lba uint64, entries []Entry) error {
+	_, err := m.store.Check(r, Own{}, func(lba uint64, entries []Entry) error {
 		for i, e := range entries {
 			if e.Mapped() {
 				got[lba+uint64(i)] = e
@@ -273,7 +273,7 @@ func (m *machine) demandBeyond(v, than version, since uint64) {
 			want[e] = true
 		}
 	}
-	err := m.store.MarkBeyond(context.Background(), v.root, than.root.Settled(), since, func(p Ptr) {
+	err := m.store.MarkBeyond(context.Background(), v.root, than.root.Settled(), Own{Data: since, Nodes: since}, func(p Ptr) {
 		if p.Addr == 0 {
 			m.t.Fatal("a node at 0")
 		}
@@ -296,7 +296,7 @@ func (m *machine) verify() {
 	v := rapid.SampledFrom(all).Draw(m.t, "state")
 	since := rapid.Uint64Range(0, v.epoch).Draw(m.t, "since")
 	got := plain{}
-	_, err := m.store.Check(v.root, since, func(lba uint64, entries []Entry) error {
+	_, err := m.store.Check(v.root, Own{Data: since, Nodes: since}, func(lba uint64, entries []Entry) error {
 		for i, e := range entries {
 			if e.Epoch <= since {
 				m.t.Fatalf("block %d is of epoch %d", lba, e.Epoch)

@@ -132,19 +132,30 @@ func heldBy(nodes []*node, i int, e Entry) bool {
 	return false
 }
 
-// Check reads the nodes of a root that are newer than epoch since, past the cache, and
-// calls visit for their entries newer than since: what the state of that root
-// does not share with the state of epoch since. Damaged nodes are given to damaged, with the range of
-// blocks they hide; any other error ends the check. It returns how many nodes it read.
-func (s *Store) Check(r Root, since uint64, visit func(lba uint64, entries []Entry) error, damaged func(lba, blocks uint64, err error)) (int64, error) {
-	k := check{store: s, since: since, visit: visit, damaged: damaged}
+// Own says what a root's state shares with no ancestor: entries newer than epoch Data, and
+// nodes newer than epoch Nodes, which is not less unless Data is NoData.
+type Own struct{ Data, Nodes uint64 }
+
+// NoData is newer than all entries: what keeps a map and none of its data owns no entry.
+const NoData = ^uint64(0)
+
+// walked tells whether there may be anything of its own at or below c.
+func (o Own) walked(c *child) bool {
+	return !c.empty() && !c.tomb && c.newest() > min(o.Data, o.Nodes)
+}
+
+// Check reads the nodes that lead to what is a root's own, past the cache, and
+// calls visit for its own entries. Damaged nodes are given to damaged, with the range of
+// blocks they hide; any other error ends the check. It returns how many nodes are the root's own.
+func (s *Store) Check(r Root, own Own, visit func(lba uint64, entries []Entry) error, damaged func(lba, blocks uint64, err error)) (int64, error) {
+	k := check{store: s, own: own, visit: visit, damaged: damaged}
 	err := k.walk(&r.c, rootLevel, 0)
 	return k.nodes, err
 }
 
 type check struct {
 	store   *Store
-	since   uint64
+	own     Own
 	visit   func(uint64, []Entry) error
 	damaged func(uint64, uint64, error)
 	nodes   int64
@@ -152,12 +163,14 @@ type check struct {
 
 func (k *check) walk(c *child, level int, first uint64) error {
 	// What a tree owns it marks with its epoch, so that what is not newer is shared.
-	if c.empty() || c.tomb || c.newest() <= k.since {
+	if !k.own.walked(c) {
 		return nil
 	}
 	n := c.node
 	if ptr := c.place(); ptr.Addr != 0 {
-		k.nodes++
+		if c.newest() > k.own.Nodes {
+			k.nodes++
+		}
 		loaded, err := k.store.load(ptr, level, first)
 		if errors.Is(err, ErrDamaged) {
 			k.damaged(first, span(level), err)
@@ -168,7 +181,7 @@ func (k *check) walk(c *child, level int, first uint64) error {
 		n = loaded
 	}
 	if level == 0 {
-		return n.runs(first, k.since, k.visit)
+		return n.runs(first, k.own.Data, k.visit)
 	}
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
@@ -180,21 +193,20 @@ func (k *check) walk(c *child, level int, first uint64) error {
 	return nil
 }
 
-// Mark visits what a root refers to and the state of epoch since does not: the places of its
-// nodes, and of the pieces that they differ from, and its entries. The root must lie in the log.
+// Mark visits what is a root's own: the places of its nodes, and of the pieces that they differ
+// from, and its entries. The root must lie in the log.
 // It reads past the cache, and adds nothing to it.
-func (s *Store) Mark(ctx context.Context, r Root, since uint64, node func(Ptr), entries func([]Entry)) error {
-	return s.mark(ctx, &r.c, rootLevel, 0, since, node, entries)
+func (s *Store) Mark(ctx context.Context, r Root, own Own, node func(Ptr), entries func([]Entry)) error {
+	return s.mark(ctx, &r.c, rootLevel, 0, own, node, entries)
 }
 
-func (s *Store) mark(ctx context.Context, c *child, level int, first, since uint64, node func(Ptr), entries func([]Entry)) error {
-	if c.empty() || c.tomb || c.newest() <= since {
+func (s *Store) mark(ctx context.Context, c *child, level int, first uint64, own Own, node func(Ptr), entries func([]Entry)) error {
+	if !own.walked(c) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	node(c.ptr)
 	n := s.cached(c.ptr)
 	if n == nil {
 		var err error
@@ -202,16 +214,21 @@ func (s *Store) mark(ctx context.Context, c *child, level int, first, since uint
 			return err
 		}
 	}
-	if base := n.written.Load().base; base.Addr != 0 {
-		node(base)
+	if c.newest() > own.Nodes {
+		node(c.ptr)
+		if base := n.written.Load().base; base.Addr != 0 {
+			node(base)
+		}
 	}
 	if level == 0 {
-		entries(n.entries)
-		return nil
+		return n.runs(first, own.Data, func(_ uint64, e []Entry) error {
+			entries(e)
+			return nil
+		})
 	}
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if err := s.mark(ctx, &n.children[r], level-1, first+uint64(i)*span(level-1), since, node, entries); err != nil {
+		if err := s.mark(ctx, &n.children[r], level-1, first+uint64(i)*span(level-1), own, node, entries); err != nil {
 			return err
 		}
 		r++

@@ -9,8 +9,13 @@
 // Epoch is the one that its last writes were marked with, so that what is newer than a
 // state's parent is exactly what was written since.
 //
+// A bookmark is a node of the same forest that has a snapshot's map and none of its data. The
+// forest without what holds no data is the data lineage: by it blocks have owners. By the whole
+// of it the maps' nodes have.
+//
 // A deleted snapshot from which several states still descend stays, hidden, until one
-// is left: without it their common blocks would have no owner.
+// is left: without it their common blocks would have no owner. Where only nodes have no other
+// owner, a deleted snapshot or bookmark stays as a fork, which holds nodes alone.
 package catalogue
 
 import (
@@ -30,22 +35,27 @@ type Kind uint8
 const (
 	Head     Kind = 1
 	Snapshot Kind = 2
-	Hidden   Kind = 3
+	Hidden   Kind = 3 // a deleted snapshot that several states with data descend from
+	Bookmark Kind = 4
+	Fork     Kind = 5 // a deleted snapshot or bookmark that several states or bookmarks descend from
 )
+
+// HoldsData tells whether states of this kind refer to data, or to nodes of their maps alone.
+func (k Kind) HoldsData() bool { return k != Bookmark && k != Fork }
 
 // State is one node of the lineage. States in a Catalogue are never changed, but replaced.
 type State struct {
 	ID        uint64 // within the pool, never used again
 	Kind      Kind
-	Volume    uint64 // its volume's number; hidden states may outlive it
+	Volume    uint64 // its volume's number; hidden states and forks may outlive it
 	Parent    uint64 // a state's ID; 0: none
 	Epoch     uint64
 	SizeBytes int64
-	// Root is the map of a snapshot or hidden state. A head's is its volume's live tree.
+	// Root is the map. A head's is its volume's live tree.
 	Root blockmap.Root
 
 	UUID      uuid.UUID
-	Name      string // of a snapshot
+	Name      string // of a snapshot or bookmark
 	CreatedAt time.Time
 	ExpiresAt time.Time // zero: never
 	Labels    map[string]string
@@ -53,6 +63,11 @@ type State struct {
 	Automatic bool
 	Group     uuid.UUID
 	GroupSize int
+
+	// The snapshot that a bookmark was made of, as it was then.
+	Of          string // its name
+	OfUUID      uuid.UUID
+	OfCreatedAt time.Time
 }
 
 // Volume is a virtual disk. Volumes in a Catalogue are never changed, but replaced.
@@ -80,13 +95,14 @@ type Catalogue struct {
 	ordered  []*State                     // the same, by ID
 	children map[uint64][]uint64          // parent's ID -> IDs, ascending
 	named    map[uint64]map[string]uint64 // volume's number -> snapshot's name -> ID
+	marks    map[uint64]map[string]uint64 // volume's number -> bookmark's name -> ID
 }
 
 // New returns the catalogue of an empty pool.
 func New() *Catalogue {
 	return &Catalogue{
 		volumes: map[uint64]*Volume{}, byName: map[string]uint64{}, states: map[uint64]*State{},
-		children: map[uint64][]uint64{}, named: map[uint64]map[string]uint64{},
+		children: map[uint64][]uint64{}, named: map[uint64]map[string]uint64{}, marks: map[uint64]map[string]uint64{},
 	}
 }
 
@@ -117,9 +133,24 @@ func (c *Catalogue) SnapshotByName(v *Volume, name string) *State {
 	return c.states[c.named[v.Number][name]]
 }
 
+// BookmarkByName returns the bookmark or nil.
+func (c *Catalogue) BookmarkByName(v *Volume, name string) *State {
+	return c.states[c.marks[v.Number][name]]
+}
+
+// Taken tells whether a snapshot or bookmark of the volume has the name.
+func (c *Catalogue) Taken(v *Volume, name string) bool {
+	return c.SnapshotByName(v, name) != nil || c.BookmarkByName(v, name) != nil
+}
+
 // Snapshots lists the visible snapshots of a volume, oldest first.
-func (c *Catalogue) Snapshots(v *Volume) []*State {
-	ids := slices.Sorted(maps.Values(c.named[v.Number]))
+func (c *Catalogue) Snapshots(v *Volume) []*State { return c.listed(c.named[v.Number]) }
+
+// Bookmarks lists the bookmarks of a volume, oldest first.
+func (c *Catalogue) Bookmarks(v *Volume) []*State { return c.listed(c.marks[v.Number]) }
+
+func (c *Catalogue) listed(names map[string]uint64) []*State {
+	ids := slices.Sorted(maps.Values(names))
 	out := make([]*State, len(ids))
 	for i, id := range ids {
 		out[i] = c.states[id]
@@ -130,32 +161,8 @@ func (c *Catalogue) Snapshots(v *Volume) []*State {
 // SnapshotCount counts the visible snapshots of a volume.
 func (c *Catalogue) SnapshotCount(v *Volume) int { return len(c.named[v.Number]) }
 
-// Children lists the states that descend directly from the state id, oldest first.
-func (c *Catalogue) Children(id uint64) []*State {
-	out := make([]*State, len(c.children[id]))
-	for i, k := range c.children[id] {
-		out[i] = c.states[k]
-	}
-	return out
-}
-
-// ParentEpoch is the epoch of the state's parent, 0 if it has none. What the state
-// holds is its own iff it is newer.
-func (c *Catalogue) ParentEpoch(s *State) uint64 {
-	if p := c.states[s.Parent]; p != nil {
-		return p.Epoch
-	}
-	return 0
-}
-
-// VisibleParent is the nearest ancestor that is not hidden, or nil.
-func (c *Catalogue) VisibleParent(s *State) *State {
-	p := c.states[s.Parent]
-	for p != nil && p.Kind == Hidden {
-		p = c.states[p.Parent]
-	}
-	return p
-}
+// BookmarkCount counts the bookmarks of a volume.
+func (c *Catalogue) BookmarkCount(v *Volume) int { return len(c.marks[v.Number]) }
 
 // SetRoot gives a frozen state its map, or the same map by its place in the log.
 func (c *Catalogue) SetRoot(id uint64, r blockmap.Root) {
@@ -187,16 +194,23 @@ func (c *Catalogue) addState(s *State) {
 	if s.Parent != 0 {
 		c.children[s.Parent] = append(c.children[s.Parent], s.ID)
 	}
-	if s.Kind == Snapshot {
-		names := c.named[s.Volume]
-		if names == nil {
-			names = map[string]uint64{}
-			c.named[s.Volume] = names
-		}
-		names[s.Name] = s.ID
+	switch s.Kind {
+	case Snapshot:
+		setName(c.named, s)
+	case Bookmark:
+		setName(c.marks, s)
 	}
 	c.LastState = max(c.LastState, s.ID)
 	c.LastEpoch = max(c.LastEpoch, s.Epoch)
+}
+
+func setName(of map[uint64]map[string]uint64, s *State) {
+	names := of[s.Volume]
+	if names == nil {
+		names = map[string]uint64{}
+		of[s.Volume] = names
+	}
+	names[s.Name] = s.ID
 }
 
 // replace changes a state by a copy.
@@ -204,37 +218,4 @@ func (c *Catalogue) replace(id uint64, change func(*State)) {
 	s := *c.states[id]
 	change(&s)
 	c.put(&s)
-}
-
-// reparent hangs a state below another one.
-func (c *Catalogue) reparent(id, parent uint64) {
-	c.unlinkChild(c.states[id].Parent, id)
-	c.replace(id, func(s *State) { s.Parent = parent })
-	if parent != 0 {
-		kids := append(c.children[parent], id)
-		slices.Sort(kids)
-		c.children[parent] = kids
-	}
-}
-
-func (c *Catalogue) unlinkChild(parent, id uint64) {
-	kids := slices.DeleteFunc(c.children[parent], func(k uint64) bool { return k == id })
-	if len(kids) == 0 {
-		delete(c.children, parent)
-	} else {
-		c.children[parent] = kids
-	}
-}
-
-// dissolve removes hidden states that no longer have several children, beginning
-// with id and going up.
-func (c *Catalogue) dissolve(id uint64) {
-	for s := c.states[id]; s != nil && s.Kind == Hidden && len(c.children[s.ID]) <= 1; {
-		for _, kid := range slices.Clone(c.children[s.ID]) {
-			c.reparent(kid, s.Parent)
-		}
-		c.unlinkChild(s.Parent, s.ID)
-		c.drop(s.ID)
-		s = c.states[s.Parent]
-	}
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
+
+	"varve/internal/pool/blockmap"
 )
 
 // encoded is the catalogue's image; two catalogues are alike iff theirs are equal.
@@ -37,9 +39,20 @@ func demandSound(t rapid.TB, c *Catalogue) {
 			t.Fatalf("head %d has children", s.ID)
 		}
 		for i, k := range children {
-			if k.Parent != s.ID || k.Epoch <= s.Epoch || (i > 0 && k.ID <= children[i-1].ID) {
+			if k.Parent != s.ID || k.Epoch < s.Epoch || (k.Epoch == s.Epoch && k.Kind != Bookmark) || (i > 0 && k.ID <= children[i-1].ID) {
 				t.Fatalf("child %+v of %+v", k, s)
 			}
+			if !c.Related(s, k) {
+				t.Fatalf("child %+v is not related to %+v", k, s)
+			}
+		}
+		for _, k := range c.DataChildren(s.ID) {
+			if p := c.DataParent(k); s.Kind.HoldsData() && p != s || !k.Kind.HoldsData() {
+				t.Fatalf("data child %+v of %+v has the data parent %+v", k, s, p)
+			}
+		}
+		if own := c.Own(s); s.Kind.HoldsData() && own.Nodes < own.Data || !s.Kind.HoldsData() && own.Data != blockmap.NoData {
+			t.Fatalf("state %+v owns %+v", s, own)
 		}
 		if s.ID > c.LastState || s.Epoch > c.LastEpoch {
 			t.Fatalf("state %d of epoch %d; the last are %d and %d", s.ID, s.Epoch, c.LastState, c.LastEpoch)
@@ -48,7 +61,7 @@ func demandSound(t rapid.TB, c *Catalogue) {
 			t.Fatalf("visible parent %+v", p)
 		}
 	}
-	snapshots := 0
+	snapshots, bookmarks := 0, 0
 	for _, v := range c.Volumes() {
 		if c.VolumeByName(v.Name) != v || c.Head(v).Volume != v.Number {
 			t.Fatalf("volume %q is not found by its name", v.Name)
@@ -58,15 +71,24 @@ func demandSound(t rapid.TB, c *Catalogue) {
 				t.Fatalf("snapshot %q is not found by its name", s.Name)
 			}
 		}
+		for _, s := range c.Bookmarks(v) {
+			if c.BookmarkByName(v, s.Name) != s || !c.Taken(v, s.Name) {
+				t.Fatalf("bookmark %q is not found by its name", s.Name)
+			}
+		}
 		snapshots += c.SnapshotCount(v)
+		bookmarks += c.BookmarkCount(v)
 	}
 	for _, s := range c.States() {
-		if s.Kind == Snapshot {
+		switch s.Kind {
+		case Snapshot:
 			snapshots--
+		case Bookmark:
+			bookmarks--
 		}
 	}
-	if snapshots != 0 {
-		t.Fatalf("%d snapshots are named that do not exist", snapshots)
+	if snapshots != 0 || bookmarks != 0 {
+		t.Fatalf("%d snapshots and %d bookmarks are named that do not exist", snapshots, bookmarks)
 	}
 }
 
@@ -75,14 +97,17 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	name := fmt.Sprintf("n%d", names)
 	now := time.Date(2026, 1, 1, 0, 0, names, 0, time.UTC).UnixNano()
 	labels := rapid.MapOfN(rapid.StringN(1, 8, 16), rapid.StringN(0, 8, 16), 0, 3).Draw(t, "labels")
-	var snaps []*State
+	var snaps, marks []*State
 	for _, s := range c.States() {
-		if s.Kind == Snapshot {
+		switch s.Kind {
+		case Snapshot:
 			snaps = append(snaps, s)
+		case Bookmark:
+			marks = append(marks, s)
 		}
 	}
 	volumes := c.Volumes()
-	kind := rapid.SampledFrom([]string{"create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback"}).Draw(t, "kind")
+	kind := rapid.SampledFrom([]string{"create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
 	if kind == "create" || len(volumes) == 0 {
 		return &Op{CreateVolume: &CreateVolume{
 			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: 4096, Labels: labels, CreatedAt: now,
@@ -110,6 +135,9 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 		}
 		return &Op{CreateSnapshots: op}
 	}
+	if kind == "delete bookmark" && len(marks) > 0 {
+		return &Op{DeleteBookmark: &DeleteBookmark{ID: rapid.SampledFrom(marks).Draw(t, "bookmark").ID}}
+	}
 	if len(snaps) == 0 {
 		return nil
 	}
@@ -128,6 +156,8 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 		return &Op{DeleteSnapshots: &DeleteSnapshots{IDs: ids}}
 	case "protect":
 		return &Op{Protect: &Protect{ID: s.ID, Protected: rapid.Bool().Draw(t, "on")}}
+	case "bookmark":
+		return &Op{CreateBookmark: &CreateBookmark{Of: s.ID, ID: c.LastState + 1, UUID: uuid.New(), Name: name, CreatedAt: now}}
 	case "rollback":
 		return &Op{Rollback: &Rollback{
 			Volume: s.Volume, To: s.ID, KeptID: c.LastState + 1, KeptUUID: uuid.New(), KeptName: name, CreatedAt: now,
@@ -141,6 +171,8 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 func TestFold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c, replayed := New(), New()
+		type relation struct{ a, b uint64 }
+		var history []relation
 		for i := range rapid.IntRange(1, 60).Draw(t, "operations") {
 			op := drawOp(t, c, i)
 			if op == nil {
@@ -179,8 +211,26 @@ func TestFold(t *testing.T) {
 			demandSound(t, c)
 			demandSound(t, loaded)
 			for _, s := range c.States() {
-				if n := len(c.Children(s.ID)); s.Kind == Hidden && n < 2 {
-					t.Fatalf("hidden state %d has %d children", s.ID, n)
+				if n := len(c.DataChildren(s.ID)); s.Kind == Hidden && n < 2 {
+					t.Fatalf("hidden state %d has %d data children", s.ID, n)
+				}
+				if n := len(c.Children(s.ID)); s.Kind == Fork && n < 2 {
+					t.Fatalf("fork %d has %d children", s.ID, n)
+				}
+			}
+			for i, h := range history {
+				a, b := c.State(h.a), c.State(h.b)
+				if a == nil || b == nil {
+					continue
+				}
+				if !c.Related(a, b) {
+					t.Fatalf("%+v and %+v (%d) were related once", a, b, i)
+				}
+			}
+			if all := c.States(); len(all) > 1 {
+				a, b := rapid.SampledFrom(all).Draw(t, "a"), rapid.SampledFrom(all).Draw(t, "b")
+				if c.Related(a, b) {
+					history = append(history, relation{a.ID, b.ID})
 				}
 			}
 			if rapid.IntRange(0, 9).Draw(t, "reload") == 0 {
@@ -203,7 +253,7 @@ func TestFold(t *testing.T) {
 			}
 			demandSound(t, c)
 		}
-		if n := len(c.States()) + len(c.children) + len(c.byName) + len(c.named); n > 0 {
+		if n := len(c.States()) + len(c.children) + len(c.byName) + len(c.named) + len(c.marks); n > 0 {
 			t.Fatalf("%d states or names are left of nothing", n)
 		}
 	})
@@ -233,6 +283,10 @@ func fixtureOps() []*Op {
 		{ResizeVolume: &ResizeVolume{Number: 2, SizeBytes: 4096}},
 		{CreateVolume: &CreateVolume{Number: 3, Name: "d", SizeBytes: 4096, HeadID: 7}},
 		{DeleteVolume: &DeleteVolume{Number: 3}},
+		{CreateBookmark: &CreateBookmark{Of: 4, ID: 8, Name: "m1", CreatedAt: 6}},
+		{CreateBookmark: &CreateBookmark{Of: 4, ID: 9, Name: "m2", CreatedAt: 7}},
+		{CreateBookmark: &CreateBookmark{Of: 6, ID: 10, Name: "m3", CreatedAt: 8}},
+		{DeleteBookmark: &DeleteBookmark{ID: 9}},
 	}
 }
 
@@ -251,6 +305,99 @@ func TestHiddenStateStaysWhileSeveralDescendFromIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.State(2) != nil || c.State(4).Parent != 0 {
+		t.Fatal("state 2 has one child and stays")
+	}
+}
+
+// Images that no pool writes: their lineage would have nodes or blocks with no owner, with two,
+// or walks without end.
+func TestDecodeRefusesWhatCannotBe(t *testing.T) {
+	for name, forge := range map[string]func(of map[uint64]*State){
+		"a snapshot of its parent's epoch":   func(of map[uint64]*State) { of[6].Epoch = of[2].Epoch },
+		"two states of one epoch":            func(of map[uint64]*State) { of[5].Epoch = of[4].Epoch },
+		"a bookmark of another map":          func(of map[uint64]*State) { of[8].Root = blockmap.RootAt(blockmap.Slot{Tomb: true, Epoch: 1}) },
+		"a bookmark of another size":         func(of map[uint64]*State) { of[8].SizeBytes = 4096 },
+		"a bookmark beside what descends":    func(of map[uint64]*State) { of[1].Parent = 4 },
+		"bookmarks that descend in a circle": func(of map[uint64]*State) { of[8].Parent = 8 },
+		"a bookmark that is named twice":     func(of map[uint64]*State) { of[10].Name = "m1" },
+		"a bookmark named as a snapshot":     func(of map[uint64]*State) { of[10].Name = "kept" },
+		"a bookmark of no volume":            func(of map[uint64]*State) { of[10].Volume = 77 },
+		"a bookmark behind a fork":           func(of map[uint64]*State) { of[4].Kind = Fork },
+		"a state of an unknown kind":         func(of map[uint64]*State) { of[10].Kind = 6 },
+	} {
+		c := fixture(t)
+		if _, err := Decode(encoded(t, c)); err != nil {
+			t.Fatal(err)
+		}
+		of := map[uint64]*State{}
+		for id, s := range c.states {
+			forged := *s
+			of[id] = &forged
+			c.put(&forged)
+		}
+		forge(of)
+		if _, err := Decode(encoded(t, c)); err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+}
+
+// Bookmarks are ancestors of everything that descends from their snapshot, whenever they were made.
+func TestBookmarksStandDirectlyBehindTheirSnapshot(t *testing.T) {
+	c := fixture(t)
+	// Snapshot 4 has bookmark 8 (9 is deleted), from which head 1 descends, which was rolled back to 4.
+	if c.State(8).Parent != 4 || c.State(1).Parent != 8 || c.DataParent(c.State(1)).ID != 4 {
+		t.Fatalf("%+v, %+v", c.State(8), c.State(1))
+	}
+	for _, op := range []*Op{
+		{Rollback: &Rollback{Volume: 1, To: 4, KeptID: 11, KeptName: "k2"}},
+		{CreateVolume: &CreateVolume{Number: 4, Name: "e", SizeBytes: 8192, HeadID: 12, From: 4}},
+		{CreateBookmark: &CreateBookmark{Of: 4, ID: 13, Name: "m4"}},
+	} {
+		if err := c.Apply(op); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []uint64{1, 11, 12} {
+		if p := c.State(id).Parent; p != 8 || c.State(8).Parent != 13 || c.State(13).Parent != 4 {
+			t.Errorf("state %d has parent %d", id, p)
+		}
+	}
+	if kids := c.DataChildren(4); len(kids) != 4 { // 6 was kept by the first rollback
+		t.Errorf("data children %+v", kids)
+	}
+}
+
+// A bookmark of a branch that is gone and the head were related through a deleted snapshot. It
+// stays as a fork, without data, until one of them is gone.
+func TestForkStaysWhileSeveralDescendFromIt(t *testing.T) {
+	c := New()
+	apply := func(ops ...*Op) {
+		t.Helper()
+		for _, op := range ops {
+			if err := c.Apply(op); err != nil {
+				t.Fatal(err)
+			}
+		}
+		demandSound(t, c)
+	}
+	apply([]*Op{
+		{CreateVolume: &CreateVolume{Number: 1, Name: "a", SizeBytes: 8192, HeadID: 1}},
+		{CreateSnapshots: &CreateSnapshots{Name: "s", Of: []NewSnapshot{{Volume: 1, ID: 2}}}},
+		{CreateSnapshots: &CreateSnapshots{Name: "t", Of: []NewSnapshot{{Volume: 1, ID: 3}}}},
+		{CreateBookmark: &CreateBookmark{Of: 3, ID: 4, Name: "m"}},
+		{Rollback: &Rollback{Volume: 1, To: 2, KeptID: 5, KeptName: "kept"}},
+		{DeleteSnapshots: &DeleteSnapshots{IDs: []uint64{5, 3}}},
+		{DeleteSnapshots: &DeleteSnapshots{IDs: []uint64{2}}},
+	}...)
+	if s := c.State(2); s == nil || s.Kind != Fork || !c.Related(c.State(1), c.State(4)) || c.DataParent(c.State(1)) != nil {
+		t.Fatalf("state 2 is %+v", s)
+	}
+	if own := c.Own(c.State(1)); own.Data != 0 || own.Nodes != c.State(2).Epoch {
+		t.Fatalf("the head owns %+v", own)
+	}
+	apply(&Op{DeleteBookmark: &DeleteBookmark{ID: 4}})
+	if c.State(2) != nil || c.State(1).Parent != 0 {
 		t.Fatal("state 2 has one child and stays")
 	}
 }
@@ -309,21 +456,34 @@ func FuzzDecodeOp(f *testing.F) {
 func TestApplyRefusesWhatCannotBe(t *testing.T) {
 	for name, op := range map[string]*Op{
 		"nothing":                          {},
-		"a number used again":              {CreateVolume: &CreateVolume{Number: 3, Name: "x", SizeBytes: 4096, HeadID: 8}},
+		"a number used again":              {CreateVolume: &CreateVolume{Number: 3, Name: "x", SizeBytes: 4096, HeadID: 11}},
 		"a head's number used again":       {CreateVolume: &CreateVolume{Number: 4, Name: "x", SizeBytes: 4096, HeadID: 7}},
-		"a name that is taken":             {CreateVolume: &CreateVolume{Number: 4, Name: "a", SizeBytes: 4096, HeadID: 8}},
-		"a clone of a head":                {CreateVolume: &CreateVolume{Number: 4, Name: "x", SizeBytes: 4096, HeadID: 8, From: 1}},
+		"a name that is taken":             {CreateVolume: &CreateVolume{Number: 4, Name: "a", SizeBytes: 4096, HeadID: 11}},
+		"a clone of a head":                {CreateVolume: &CreateVolume{Number: 4, Name: "x", SizeBytes: 4096, HeadID: 11, From: 1}},
 		"a negative size":                  {ResizeVolume: &ResizeVolume{Number: 1, SizeBytes: -1}},
 		"a size beyond every map":          {ResizeVolume: &ResizeVolume{Number: 1, SizeBytes: 1 << 47}},
 		"renaming to a name that is taken": {SetVolume: &SetVolume{Number: 2, Name: "a"}},
 		"deleting a volume with snapshots": {DeleteVolume: &DeleteVolume{Number: 1}},
-		"two snapshots of one name":        {CreateSnapshots: &CreateSnapshots{Name: "x", Of: []NewSnapshot{{Volume: 1, ID: 8}, {Volume: 1, ID: 9}}}},
+		"two snapshots of one name":        {CreateSnapshots: &CreateSnapshots{Name: "x", Of: []NewSnapshot{{Volume: 1, ID: 11}, {Volume: 1, ID: 12}}}},
 		"deleting a head":                  {DeleteSnapshots: &DeleteSnapshots{IDs: []uint64{1}}},
 		"deleting a hidden state":          {DeleteSnapshots: &DeleteSnapshots{IDs: []uint64{2}}},
 		"protecting a head":                {Protect: &Protect{ID: 1}},
-		"rolling back to the head":         {Rollback: &Rollback{Volume: 1, To: 1, KeptID: 8, KeptName: "x"}},
-		"rolling back to another volume":   {Rollback: &Rollback{Volume: 2, To: 4, KeptID: 8, KeptName: "x"}},
-		"rolling back to a hidden state":   {Rollback: &Rollback{Volume: 1, To: 2, KeptID: 8, KeptName: "x"}},
+		"rolling back to the head":         {Rollback: &Rollback{Volume: 1, To: 1, KeptID: 11, KeptName: "x"}},
+		"rolling back to another volume":   {Rollback: &Rollback{Volume: 2, To: 4, KeptID: 11, KeptName: "x"}},
+		"rolling back to a hidden state":   {Rollback: &Rollback{Volume: 1, To: 2, KeptID: 11, KeptName: "x"}},
+		"rolling back to a bookmark":       {Rollback: &Rollback{Volume: 1, To: 8, KeptID: 11, KeptName: "x"}},
+		"a clone of a bookmark":            {CreateVolume: &CreateVolume{Number: 4, Name: "x", SizeBytes: 4096, HeadID: 11, From: 8}},
+		"a bookmark of a head":             {CreateBookmark: &CreateBookmark{Of: 1, ID: 11, Name: "x"}},
+		"a bookmark of a hidden state":     {CreateBookmark: &CreateBookmark{Of: 2, ID: 11, Name: "x"}},
+		"a bookmark of a bookmark":         {CreateBookmark: &CreateBookmark{Of: 8, ID: 11, Name: "x"}},
+		"a bookmark called as a snapshot":  {CreateBookmark: &CreateBookmark{Of: 4, ID: 11, Name: "kept"}},
+		"a bookmark called as another":     {CreateBookmark: &CreateBookmark{Of: 4, ID: 11, Name: "m3"}},
+		"a bookmark's number used again":   {CreateBookmark: &CreateBookmark{Of: 4, ID: 10, Name: "x"}},
+		"a snapshot called as a bookmark":  {CreateSnapshots: &CreateSnapshots{Name: "m1", Of: []NewSnapshot{{Volume: 1, ID: 11}}}},
+		"keeping as a bookmark is called":  {Rollback: &Rollback{Volume: 1, To: 4, KeptID: 11, KeptName: "m1"}},
+		"deleting a bookmark twice":        {DeleteBookmark: &DeleteBookmark{ID: 9}},
+		"deleting a snapshot as bookmark":  {DeleteBookmark: &DeleteBookmark{ID: 4}},
+		"deleting a bookmark as snapshot":  {DeleteSnapshots: &DeleteSnapshots{IDs: []uint64{8}}},
 	} {
 		if err := fixture(t).Apply(op); err == nil {
 			t.Errorf("%s is allowed", name)

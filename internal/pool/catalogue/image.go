@@ -38,7 +38,7 @@ type stateImage struct {
 	Epoch     uint64            `cbor:"5,keyasint"`
 	SizeBytes int64             `cbor:"6,keyasint"`
 	Root      *rootImage        `cbor:"7,keyasint,omitempty"` // absent: maps nothing
-	UUID      *uuid.UUID        `cbor:"8,keyasint,omitempty"` // of snapshots, here and below
+	UUID      *uuid.UUID        `cbor:"8,keyasint,omitempty"` // not of heads, here and below
 	Name      string            `cbor:"9,keyasint,omitempty"`
 	CreatedAt int64             `cbor:"10,keyasint,omitempty"`
 	ExpiresAt int64             `cbor:"11,keyasint,omitempty"`
@@ -47,6 +47,10 @@ type stateImage struct {
 	Automatic bool              `cbor:"14,keyasint,omitempty"`
 	Group     *uuid.UUID        `cbor:"15,keyasint,omitempty"`
 	GroupSize int               `cbor:"16,keyasint,omitempty"`
+
+	Of          string     `cbor:"17,keyasint,omitempty"` // of bookmarks, here and below
+	OfUUID      *uuid.UUID `cbor:"18,keyasint,omitempty"`
+	OfCreatedAt int64      `cbor:"19,keyasint,omitempty"`
 }
 
 type rootImage struct {
@@ -81,9 +85,16 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 			ID: s.ID, Kind: s.Kind, Volume: s.Volume, Parent: s.Parent, Epoch: s.Epoch, SizeBytes: s.SizeBytes,
 			Name: s.Name, CreatedAt: nanos(s.CreatedAt), ExpiresAt: nanos(s.ExpiresAt), Labels: s.Labels,
 			Protected: s.Protected, Automatic: s.Automatic, GroupSize: s.GroupSize,
+			Of: s.Of, OfCreatedAt: nanos(s.OfCreatedAt),
 		}
 		if s.Kind != Head {
-			si.UUID, si.Group = &s.UUID, &s.Group
+			si.UUID = &s.UUID
+		}
+		if s.Group != uuid.Nil {
+			si.Group = &s.Group
+		}
+		if s.Kind == Bookmark {
+			si.OfUUID = &s.OfUUID
 		}
 		if slot != (blockmap.Slot{}) {
 			si.Root = &rootImage{
@@ -124,12 +135,16 @@ func Decode(p []byte) (*Catalogue, error) {
 			ID: si.ID, Kind: si.Kind, Volume: si.Volume, Parent: si.Parent, Epoch: si.Epoch, SizeBytes: si.SizeBytes,
 			Name: si.Name, CreatedAt: unix(si.CreatedAt), ExpiresAt: unix(si.ExpiresAt), Labels: si.Labels,
 			Protected: si.Protected, Automatic: si.Automatic, GroupSize: si.GroupSize,
+			Of: si.Of, OfCreatedAt: unix(si.OfCreatedAt),
 		}
 		if si.UUID != nil {
 			s.UUID = *si.UUID
 		}
 		if si.Group != nil {
 			s.Group = *si.Group
+		}
+		if si.OfUUID != nil {
+			s.OfUUID = *si.OfUUID
 		}
 		if r := si.Root; r != nil {
 			s.Root = blockmap.RootAt(blockmap.Slot{
@@ -152,10 +167,18 @@ func (c *Catalogue) verify() error {
 			return fmt.Errorf("volume %q has no head", v.Name)
 		}
 	}
+	epochs := map[uint64]bool{}
 	for _, s := range c.states {
 		if err := c.verifyState(s); err != nil {
 			return fmt.Errorf("state %d: %w", s.ID, err)
 		}
+		if p := c.states[s.Parent]; p != nil && p.Epoch == s.Epoch {
+			continue
+		}
+		if epochs[s.Epoch] {
+			return fmt.Errorf("two states wrote in epoch %d", s.Epoch)
+		}
+		epochs[s.Epoch] = true
 	}
 	return nil
 }
@@ -163,19 +186,34 @@ func (c *Catalogue) verify() error {
 func (c *Catalogue) verifyState(s *State) error {
 	p, v := c.states[s.Parent], c.volumes[s.Volume]
 	switch {
-	case s.Parent != 0 && (p == nil || p.Kind == Head || p.Epoch >= s.Epoch):
+	case s.Parent != 0 && !c.canDescend(s, p):
 		return fmt.Errorf("it descends from state %d, which cannot be", s.Parent)
 	case s.Epoch == 0 || s.Epoch > c.LastEpoch:
 		return fmt.Errorf("its epoch is %d of %d", s.Epoch, c.LastEpoch)
-	case s.Kind == Hidden:
-	case s.Kind != Head && s.Kind != Snapshot:
+	case s.Kind == Hidden || s.Kind == Fork:
+	case s.Kind < Head || s.Kind > Fork:
 		return fmt.Errorf("it is of the unknown kind %d", s.Kind)
 	case v == nil:
 		return fmt.Errorf("it is of volume %d, which is not there", s.Volume)
 	case s.Kind == Head && v.Head != s.ID:
 		return fmt.Errorf("it is a second head of volume %q", v.Name)
-	case s.Kind == Snapshot && c.SnapshotByName(v, s.Name) != s:
+	case s.Kind == Snapshot && (c.SnapshotByName(v, s.Name) != s || c.BookmarkByName(v, s.Name) != nil):
 		return fmt.Errorf("it is the second snapshot %q of volume %q", s.Name, v.Name)
+	case s.Kind == Bookmark && c.BookmarkByName(v, s.Name) != s:
+		return fmt.Errorf("it is the second bookmark %q of volume %q", s.Name, v.Name)
 	}
 	return checkSize(s.SizeBytes)
+}
+
+// canDescend tells whether s may have the parent p. Only a bookmark is of its parent's epoch: that
+// of the same snapshot, directly behind it or behind a younger bookmark of it, as its only child.
+func (c *Catalogue) canDescend(s, p *State) bool {
+	switch {
+	case p == nil || p.Kind == Head:
+		return false
+	case p.Epoch < s.Epoch:
+		return true
+	}
+	return p.Epoch == s.Epoch && s.Kind == Bookmark && p.Kind != Fork && (p.Kind != Bookmark || p.ID > s.ID) &&
+		len(c.children[p.ID]) == 1 && p.SizeBytes == s.SizeBytes && p.Root == s.Root
 }

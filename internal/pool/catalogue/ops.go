@@ -24,6 +24,8 @@ type Op struct {
 	DeleteSnapshots *DeleteSnapshots `cbor:"6,keyasint,omitempty"`
 	Protect         *Protect         `cbor:"7,keyasint,omitempty"`
 	Rollback        *Rollback        `cbor:"8,keyasint,omitempty"`
+	CreateBookmark  *CreateBookmark  `cbor:"9,keyasint,omitempty"`
+	DeleteBookmark  *DeleteBookmark  `cbor:"10,keyasint,omitempty"`
 }
 
 // CreateVolume makes an empty volume, or, with From, a clone of that state.
@@ -53,7 +55,7 @@ type ResizeVolume struct {
 	SizeBytes int64  `cbor:"2,keyasint"`
 }
 
-// DeleteVolume removes a volume and its head.
+// DeleteVolume removes a volume, its head and its bookmarks.
 type DeleteVolume struct {
 	Number uint64 `cbor:"1,keyasint"`
 }
@@ -160,6 +162,10 @@ func (c *Catalogue) Apply(op *Op) error {
 		return nil
 	case op.Rollback != nil:
 		return c.rollback(op.Rollback)
+	case op.CreateBookmark != nil:
+		return c.createBookmark(op.CreateBookmark)
+	case op.DeleteBookmark != nil:
+		return c.deleteBookmark(op.DeleteBookmark.ID)
 	}
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }
@@ -190,6 +196,10 @@ func (c *Catalogue) createVolume(o *CreateVolume) error {
 	if err := checkSize(o.SizeBytes); err != nil {
 		return fmt.Errorf("create volume %q: %w", o.Name, err)
 	}
+	parent := uint64(0)
+	if o.From != 0 {
+		parent = c.tip(o.From)
+	}
 	c.volumes[o.Number] = &Volume{
 		Number: o.Number, UUID: o.UUID, Name: o.Name, Labels: maps.Clone(o.Labels), CreatedAt: unix(o.CreatedAt),
 		Origin: o.Origin, Incomplete: o.Incomplete, Head: o.HeadID,
@@ -198,7 +208,7 @@ func (c *Catalogue) createVolume(o *CreateVolume) error {
 	c.LastVolume = max(c.LastVolume, o.Number)
 	c.LastEpoch++
 	c.addState(&State{
-		ID: o.HeadID, Kind: Head, Volume: o.Number, Parent: o.From, Epoch: c.LastEpoch,
+		ID: o.HeadID, Kind: Head, Volume: o.Number, Parent: parent, Epoch: c.LastEpoch,
 		SizeBytes: o.SizeBytes, CreatedAt: unix(o.CreatedAt),
 	})
 	return nil
@@ -229,29 +239,32 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 		return fmt.Errorf("delete volume %q: it has snapshots", v.Name)
 	}
 	parent := c.states[v.Head].Parent
-	c.unlinkChild(parent, v.Head)
-	c.drop(v.Head)
+	c.remove(v.Head)
+	c.dissolve(parent)
+	for _, b := range c.Bookmarks(v) {
+		if err := c.deleteBookmark(b.ID); err != nil {
+			return err
+		}
+	}
 	delete(c.volumes, number)
 	delete(c.byName, v.Name)
 	delete(c.named, number)
-	c.dissolve(parent)
+	delete(c.marks, number)
 	return nil
 }
 
 func (c *Catalogue) createSnapshots(o *CreateSnapshots) error {
 	for _, n := range o.Of {
 		v := c.volumes[n.Volume]
-		if v == nil || n.ID <= c.LastState || c.SnapshotByName(v, o.Name) != nil {
+		if v == nil || n.ID <= c.LastState || c.Taken(v, o.Name) {
 			return fmt.Errorf("snapshot %q: no volume %d, or name or number is taken", o.Name, n.Volume)
 		}
 		c.freeze(v, &State{
 			ID: n.ID, UUID: n.UUID, Name: o.Name, CreatedAt: unix(o.CreatedAt), ExpiresAt: unix(o.ExpiresAt),
 			Labels: maps.Clone(o.Labels), Group: o.Group, GroupSize: len(o.Of),
 		})
-	}
-	c.LastEpoch++
-	for _, n := range o.Of {
-		c.replace(c.volumes[n.Volume].Head, func(s *State) { s.Epoch = c.LastEpoch })
+		c.LastEpoch++
+		c.replace(v.Head, func(s *State) { s.Epoch = c.LastEpoch })
 	}
 	return nil
 }
@@ -279,7 +292,7 @@ func (c *Catalogue) deleteSnapshots(ids []uint64) error {
 
 func (c *Catalogue) rollback(o *Rollback) error {
 	v, to := c.volumes[o.Volume], c.snapshot(o.To)
-	if v == nil || to == nil || to.Volume != o.Volume || o.KeptID <= c.LastState || c.SnapshotByName(v, o.KeptName) != nil {
+	if v == nil || to == nil || to.Volume != o.Volume || o.KeptID <= c.LastState || c.Taken(v, o.KeptName) {
 		return fmt.Errorf("roll back volume %d to snapshot %d: not there, or name or number is taken", o.Volume, o.To)
 	}
 	c.freeze(v, &State{
@@ -288,6 +301,6 @@ func (c *Catalogue) rollback(o *Rollback) error {
 	})
 	c.LastEpoch++
 	c.replace(v.Head, func(s *State) { s.Epoch, s.SizeBytes = c.LastEpoch, to.SizeBytes })
-	c.reparent(v.Head, o.To)
+	c.reparent(v.Head, c.tip(o.To))
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"varve/internal/pool/blockmap"
 )
 
 // View is the catalogue at one instant. Taking one copies pointers and nothing else, and it can be read
@@ -47,15 +49,10 @@ func (c *View) State(id uint64) *State {
 	return nil
 }
 
-// ParentEpoch is the epoch of the state's parent, 0 if it has none.
-func (c *View) ParentEpoch(s *State) uint64 {
-	if p := c.State(s.Parent); p != nil {
-		return p.Epoch
-	}
-	return 0
-}
+// Own is Catalogue.Own.
+func (c *View) Own(s *State) blockmap.Own { return ownOf(s, c.State) }
 
-// VisibleBelow lists the nearest states below a state that are not hidden. It is not for concurrent use.
+// VisibleBelow lists the nearest heads and snapshots below a state. It is not for concurrent use.
 func (c *View) VisibleBelow(id uint64) []*State {
 	if c.children == nil {
 		c.children = map[uint64][]*State{}
@@ -66,16 +63,16 @@ func (c *View) VisibleBelow(id uint64) []*State {
 	return visibleBelow(id, func(id uint64) []*State { return c.children[id] })
 }
 
-// VisibleBelow lists the nearest states below a state that are not hidden.
+// VisibleBelow lists the nearest heads and snapshots below a state.
 func (c *Catalogue) VisibleBelow(id uint64) []*State { return visibleBelow(id, c.Children) }
 
 func visibleBelow(id uint64, children func(uint64) []*State) []*State {
 	var out []*State
 	for _, k := range children(id) {
-		if k.Kind == Hidden {
-			out = append(out, visibleBelow(k.ID, children)...)
-		} else {
+		if k.Kind == Head || k.Kind == Snapshot {
 			out = append(out, k)
+		} else {
+			out = append(out, visibleBelow(k.ID, children)...)
 		}
 	}
 	return out
