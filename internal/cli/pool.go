@@ -55,6 +55,8 @@ func (poolReclaim) Run(t *terminal) error {
 			w.row("copied for that", humanSize(r.Reclaim.CopiedBytes))
 			w.row("segments removed", r.Reclaim.Removed)
 			w.row("segments rewritten", r.Reclaim.Rewritten)
+			w.row("segments packed", r.Reclaim.Packed)
+			w.row("segments punched", r.Reclaim.Punched)
 			w.row("live", humanSize(r.Reclaim.LiveBytes))
 		})
 	})

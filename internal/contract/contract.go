@@ -179,6 +179,8 @@ type Reclaim struct {
 	CopiedBytes int64 `json:"copied_bytes" doc:"written to make that possible"`
 	Removed     int   `json:"segments_removed"`
 	Rewritten   int   `json:"segments_rewritten"`
+	Packed      int   `json:"segments_packed" doc:"of which little was left, which share files now"`
+	Punched     int   `json:"segments_punched" doc:"in which holes were made"`
 	LiveBytes   int64 `json:"live_bytes" doc:"what volumes and snapshots hold"`
 }
 

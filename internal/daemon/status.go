@@ -94,7 +94,8 @@ func (d *Daemon) StartReclaim() (contract.Job, error) {
 	return d.jobs.start(contract.JobReclaim, "pool", false, func(ctx context.Context, _ *job) (*contract.Result, error) {
 		done, err := d.pool.Reclaim(ctx)
 		return &contract.Result{Reclaim: &contract.Reclaim{
-			FreedBytes: done.FreedBytes, CopiedBytes: done.CopiedBytes, Removed: done.Removed, Rewritten: done.Rewritten, LiveBytes: done.LiveBytes,
+			FreedBytes: done.FreedBytes, CopiedBytes: done.CopiedBytes, LiveBytes: done.LiveBytes,
+			Removed: done.Removed, Rewritten: done.Rewritten, Packed: done.Packed, Punched: done.Punched,
 		}}, err
 	})
 }

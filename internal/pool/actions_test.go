@@ -53,6 +53,20 @@ var actions = []action{
 	{"delete bookmark", func(d *driver) { d.deleteBookmark("a", "k1") }},
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
 	{"reclaim", func(d *driver) { d.reclaim() }},
+	{"reclaim by a hole", func(d *driver) {
+		d.createVolume("holey", 192<<10)
+		d.submit("holey", writeOp(0, 192<<10)) // one batch in one segment
+		d.submit("holey", discardOp(32<<10, 80<<10))
+		d.reclaim()
+	}},
+	{"reclaim into a pack", func(d *driver) {
+		d.createVolume("cold", 64<<10)
+		for i := range int64(2) { // of each segment one block is left
+			d.submit("cold", writeOp(i*4096, 4096))
+			d.submit("cold", writeOp(16<<10, 48<<10))
+		}
+		d.reclaim()
+	}},
 	{"write a segment on", func(d *driver) { // behind reclaim into a file that was another segment's
 		for range 3 {
 			d.submit("a", writeOp(0, 24<<10))

@@ -196,11 +196,10 @@ func (p *Pool) Info() Info {
 		}
 	}
 	p.mu.RUnlock()
-	segments, _ := p.log.Segments() // a directory that cannot be listed shows as empty
-	info.Segments = len(segments)
-	for _, id := range segments {
-		_, allocated, _ := p.log.SegmentSize(id) // one that went meanwhile takes nothing
-		info.PhysicalBytes += allocated
+	files, _ := p.log.Files() // a directory that cannot be listed shows as empty
+	info.Segments = len(files)
+	for _, f := range files {
+		info.PhysicalBytes += f.Bytes
 	}
 	info.SpareBytes = p.log.SpareBytes()
 	info.PhysicalBytes += info.SpareBytes

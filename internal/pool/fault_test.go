@@ -133,7 +133,7 @@ func afterFailure(d *driver, hit crashfs.Op) {
 	dev.Submit(ctx, []*block.Op{write})
 	err = errors.Join(write.Err, dev.Flush(ctx))
 	// A rewritten segment that cannot be synced is thrown away, and the old one stays.
-	logSync := (hit.Kind == crashfs.Sync || hit.Kind == crashfs.SyncDir) && strings.HasPrefix(hit.Path, "/pool/log") && !strings.HasSuffix(hit.Path, ".dns.new")
+	logSync := (hit.Kind == crashfs.Sync || hit.Kind == crashfs.SyncDir) && strings.HasPrefix(hit.Path, "/pool/log") && !strings.HasSuffix(hit.Path, ".new")
 	switch {
 	case stopped == "" && logSync:
 		d.tb.Fatalf("a sync failed (%v) and the pool goes on", d.failed)

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -89,23 +89,21 @@ const (
 	// when the bound is reached.
 	spaceSlack = 224 << 20
 	spaceTenth = 3
-	// maxVictims bounds the sets of live blocks that a sweep keeps, 2.3 KiB each.
+	// maxVictims bounds the sets of live blocks that a sweep keeps, 2.3 KiB for each segment.
 	maxVictims = 4096
+	// punchable is how much of a file must be dead for it to be looked at although it is live to nine tenths.
+	punchable = 1 << 20
 )
 
 func (r *reclaimer) init(p *Pool) error {
 	r.marked.Store(p.cat.LiveBytes)
 	r.relief = make(chan struct{})
-	numbers, err := p.log.Segments()
+	files, err := p.log.Files()
 	if err != nil {
 		return err
 	}
-	for _, id := range numbers {
-		length, _, err := p.log.SegmentSize(id)
-		if err != nil {
-			return err
-		}
-		r.physical.Add(length)
+	for _, f := range files {
+		r.physical.Add(f.Bytes)
 	}
 	return nil
 }
@@ -247,9 +245,11 @@ func (r *reclaimer) throttle(ctx context.Context, p *Pool) error {
 type Reclaimed struct {
 	FreedBytes  int64 // that the log became smaller by
 	CopiedBytes int64 // that were written to make that possible
-	Removed     int   // segments
-	Rewritten   int
 	LiveBytes   int64 // found by the mark
+	Removed     int   // files of the log
+	Rewritten   int   // files that became shorter
+	Packed      int   // files of which little was left, which share others now
+	Punched     int   // files in which holes were made
 }
 
 // Reclaim gives back what was dead when it was called, in every segment that a tenth of is.
@@ -323,32 +323,49 @@ func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclai
 	if err != nil {
 		return out, err
 	}
-	for _, id := range victims {
+	var failed error // of files that were left as they were
+	c := p.log.NewCompactor()
+	for i := 0; i <= len(victims); i++ {
 		if err := ctx.Err(); err != nil {
 			return out, err
 		}
-		err := p.log.KeepSpares(p.reclaimer.spareRoom(p))
-		var freed, size int64
-		if err == nil {
-			freed, size, err = p.log.Compact(id, sets[id])
-		}
-		if err != nil {
+		if err := p.log.KeepSpares(p.reclaimer.spareRoom(p)); err != nil {
 			return out, err
 		}
-		p.reclaimer.physical.Add(-freed)
-		p.reclaimer.relieve() // room for a few more writes already
-		out.FreedBytes += freed
-		switch {
-		case freed > 0 && size == 0:
-			out.Removed++
-		case freed > 0:
-			out.Rewritten++
-			out.CopiedBytes += size
-			p.reclaimer.copied.Add(size)
+		var done seglog.Compacted
+		var err error
+		if i < len(victims) {
+			done, err = c.Compact(victims[i], sets)
+		} else {
+			done, err = c.Flush()
 		}
-		p.reclaimer.freed.Add(freed)
+		out.add(done)
+		p.reclaimer.gaveBack(done)
+		if errors.Is(err, seglog.ErrStopped) {
+			return out, err
+		}
+		failed = cmp.Or(failed, err)
 	}
-	return out, nil
+	return out, failed
+}
+
+func (r *Reclaimed) add(c seglog.Compacted) {
+	r.FreedBytes += c.Freed
+	r.CopiedBytes += c.Copied
+	r.Removed += c.Removed
+	r.Rewritten += c.Rewritten
+	r.Packed += c.Packed
+	r.Punched += c.Punched
+}
+
+// gaveBack counts what was done, and lets writers go on.
+func (r *reclaimer) gaveBack(c seglog.Compacted) {
+	r.physical.Add(-c.Freed)
+	r.freed.Add(c.Freed)
+	r.copied.Add(c.Copied)
+	if c.Freed > 0 {
+		r.relieve() // room for a few more writes already
+	}
 }
 
 // markSizes finds how many bytes of each segment the basis refers to.
@@ -414,59 +431,93 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []owne
 	return nil
 }
 
-// victims are the segments to clean, the emptiest first, until at most target of garbage is left
-// in those before the basis.
-func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(live int64) int64) ([]uint64, error) {
-	numbers, err := p.log.Segments()
+// victims are the files to clean, the emptiest first, until at most target of garbage is left
+// in those before the basis; and packs that are to become one.
+func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(live int64) int64) ([]seglog.File, error) {
+	files, err := p.log.Files()
 	if err != nil {
 		return nil, err
 	}
 	type victim struct {
-		id      uint64
+		seglog.File
 		share   float64 // of it that is live
 		garbage int64
 	}
 	var found []victim
+	var packs []seglog.File
 	var garbage, all int64
-	for _, id := range numbers {
-		if id >= basis.position.Segment {
-			break
-		}
-		size, _, err := p.log.SegmentSize(id)
-		if errors.Is(err, fs.ErrNotExist) {
+	for _, f := range files {
+		if len(f.Segments) == 0 || f.Segments[len(f.Segments)-1] >= basis.position.Segment {
 			continue
-		} else if err != nil {
-			return nil, err
 		}
-		garbage += max(size-live[id], 0)
-		all += live[id]
-		if share := float64(live[id]) / float64(max(size, 1)); share < seglog.CompactBelow {
-			found = append(found, victim{id, share, size - live[id]})
+		alive := int64(0)
+		for _, id := range f.Segments {
+			alive += live[id]
+		}
+		v := victim{f, float64(alive) / float64(max(f.Bytes, 1)), max(f.Bytes-alive, 0)}
+		garbage += v.garbage
+		all += alive
+		if v.share < seglog.CompactBelow || v.garbage >= punchable && f.Pack == 0 {
+			found = append(found, v)
+		} else if f.Pack != 0 {
+			packs = append(packs, f)
 		}
 	}
 	slices.SortFunc(found, func(a, b victim) int { return cmp.Compare(a.share, b.share) })
-	var ids []uint64
-	for _, v := range found[:min(len(found), maxVictims)] {
-		if v.share > 0 && garbage <= target(all) {
+	var victims []seglog.File
+	segments := 0
+	for _, v := range found {
+		if v.share > 0 && garbage <= target(all) || segments > maxVictims {
 			break
 		}
-		ids = append(ids, v.id)
+		victims = append(victims, v.File)
+		segments += len(v.Segments)
 		garbage -= v.garbage
 	}
-	return ids, nil
+	return append(victims, mergeable(packs, p.super.Load().segmentBytes)...), nil
+}
+
+// mergeable finds packs of about the same size of which there are so many that they should be one. So there are few,
+// and a block is copied once for each size.
+func mergeable(packs []seglog.File, full int64) []seglog.File {
+	const many = 8
+	sizes := map[int][]seglog.File{}
+	for _, f := range packs {
+		if f.Bytes < full/2 {
+			tier := bits.Len64(uint64(full/f.Bytes)) / 3
+			sizes[tier] = append(sizes[tier], f)
+		}
+	}
+	var out []seglog.File
+	for _, same := range sizes {
+		if len(same) >= many {
+			out = append(out, same...)
+		}
+	}
+	return out
 }
 
 // markBlocks finds which blocks of the victims the basis refers to, or a pinned state.
-func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []ownedRoot, victims []uint64) (map[uint64]seglog.BlockSet, error) {
-	sets := make(map[uint64]seglog.BlockSet, len(victims))
-	for _, id := range victims {
-		sets[id] = seglog.NewBlockSet(p.log.SegmentBlocks())
+func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []ownedRoot, victims []seglog.File) (map[uint64]seglog.BlockSet, error) {
+	sets := map[uint64]seglog.BlockSet{}
+	for _, f := range victims {
+		for _, id := range f.Segments {
+			sets[id] = nil
+		}
 	}
 	if len(sets) == 0 {
 		return sets, nil
 	}
+	setOf := func(id uint64) seglog.BlockSet {
+		set, victim := sets[id]
+		if victim && set == nil {
+			set = seglog.NewBlockSet(p.log.SegmentBlocks())
+			sets[id] = set
+		}
+		return set
+	}
 	node := func(n blockmap.Ptr) {
-		if set := sets[n.Addr.Segment()]; set != nil {
+		if set := setOf(n.Addr.Segment()); set != nil {
 			for off := n.Addr.Offset() / block.Size; off*block.Size < n.Addr.Offset()+int64(n.Length); off++ {
 				set.Add(int(off))
 			}
@@ -474,7 +525,10 @@ func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []owne
 	}
 	entries := func(entries []blockmap.Entry) {
 		for _, e := range entries {
-			if set := sets[e.Addr.Segment()]; e.Mapped() && set != nil {
+			if !e.Mapped() {
+				continue
+			}
+			if set := setOf(e.Addr.Segment()); set != nil {
 				set.Add(int(e.Addr.Offset() / block.Size))
 			}
 		}

@@ -5,11 +5,13 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"varve/internal/block"
 	"varve/internal/pool"
 	"varve/internal/vfs"
+	"varve/internal/vfs/crashfs"
 )
 
 // What is overwritten, discarded and deleted is given back, and nothing else: content, snapshots
@@ -63,6 +65,122 @@ func TestReclaimGivesBackWhatIsDead(t *testing.T) {
 	if got := d.p.Info().PhysicalBytes; got > 9<<20 { // the reserve takes 8 MiB
 		t.Errorf("an empty pool takes %d bytes", got)
 	}
+}
+
+// Where little is left of many segments they share a file, and where long runs are dead they become holes: both
+// serve what is live, also when the pool is opened again, and when more of it goes.
+func TestReclaimOfLeftoversAndLongRuns(t *testing.T) {
+	d := newDriver(t)
+	reclaim := func() pool.Reclaimed {
+		t.Helper()
+		got, err := d.p.Reclaim(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.verify()
+		return got
+	}
+	const n = 60
+	d.createVolume("cold", 512<<10)
+	d.createVolume("hot", 64<<10)
+	for i := range int64(n) {
+		d.submit("cold", writeOp(i*4096, 4096))
+		d.submit("hot", writeOp(0, 52<<10))
+	}
+	if got := reclaim(); got.Packed < n-5 {
+		t.Errorf("one block is left of each of %d segments: %+v", n, got)
+	}
+	if got := d.p.Info(); got.Segments > 10 || got.PhysicalBytes > 9<<20 {
+		t.Errorf("%d blocks take %d files, %d bytes", n, got.Segments, got.PhysicalBytes)
+	}
+	d.reopen()
+	d.submit("cold", discardOp(0, n/2*4096))
+	if got := reclaim(); got.Packed == 0 {
+		t.Errorf("half of a pack is dead: %+v", got)
+	}
+	d.snapshot("s", "cold")
+	d.deleteVolume("hot")
+	d.submit("cold", writeOp(256<<10, 200<<10))
+	d.submit("cold", discardOp(300<<10, 80<<10))
+	d.deleteSnapshot("cold", "s")
+	if got := reclaim(); got.Punched != 1 || got.Rewritten != 0 {
+		t.Errorf("a long run is dead: %+v", got)
+	}
+	if got := reclaim(); got.Punched != 0 {
+		t.Errorf("it is a hole already: %+v", got)
+	}
+	d.reopen()
+	d.verify()
+	d.submit("cold", discardOp(0, 512<<10))
+	reclaim()
+	if got := d.p.Info().PhysicalBytes; got > 8<<20+256<<10 {
+		t.Errorf("an empty pool takes %d bytes", got)
+	}
+}
+
+// A cycle that a crash cuts short anywhere is made up for by the first one after opening: no plan is kept
+// of what was to be done, and the pool becomes as small as if nothing had happened.
+func TestCycleCutShort(t *testing.T) {
+	d := newDriver(t)
+	d.createVolume("cold", 512<<10)
+	d.createVolume("hot", 128<<10)
+	for i := range int64(40) {
+		d.submit("cold", writeOp(i*8192, 4096*(1+i%3)))
+		d.submit("hot", writeOp(0, 40<<10))
+	}
+	d.submit("cold", writeOp(0, 400<<10))
+	d.submit("cold", discardOp(64<<10, 200<<10))
+	d.flush("cold")
+	reclaimed := func(d *driver) int64 {
+		t.Helper()
+		if _, err := d.p.Reclaim(ctx); err != nil {
+			t.Fatal(err)
+		}
+		d.verify()
+		return d.p.Info().PhysicalBytes
+	}
+	var images []*crashfs.FS
+	d.fs.OnOp(func(n int, op crashfs.Op, _ error) {
+		if n%5 == 0 || strings.HasSuffix(op.NewPath, ".pak") || op.Kind == crashfs.PunchHole {
+			images = append(images, d.fs.CrashImage(crashfs.KeepAll), d.fs.CrashImage(crashfs.DropAll))
+		}
+	})
+	want := reclaimed(d)
+	d.fs.OnOp(nil)
+	for i, fs := range images {
+		e := *d
+		e.fs, e.opts.FS = fs, fs
+		e.open()
+		if got := reclaimed(&e); got > want+128<<10 { // two checkpoints more, in files of their own
+			t.Errorf("cut short at %d of %d: %d bytes, and without that %d", i, len(images), got, want)
+		}
+		e.p.Abandon()
+	}
+	if len(images) < 10 {
+		t.Errorf("only %d crashes", len(images))
+	}
+}
+
+// Files that little by little become packs become one file.
+func TestSmallPacksBecomeOne(t *testing.T) {
+	d := newDriver(t)
+	d.createVolume("cold", 1<<20)
+	d.createVolume("hot", 64<<10)
+	most := 0
+	for i := range int64(120) {
+		d.submit("cold", writeOp(i*4096, 4096))
+		d.submit("hot", writeOp(0, 52<<10))
+		if i%3 == 0 {
+			if _, err := d.p.Reclaim(ctx); err != nil {
+				t.Fatal(err)
+			}
+			most = max(most, d.p.Info().Segments)
+		}
+	}
+	if most > 40 {
+		t.Errorf("%d files", most)
+	}
+	d.verify()
 }
 
 // A walk holds what it reads, and nothing else: space is given back while Check runs, whatever

@@ -315,14 +315,17 @@ func TestReaderFindsWhatAnOpenPoolHolds(t *testing.T) {
 	if len(kinds) != 5 {
 		t.Errorf("states by kind: %v", kinds)
 	}
+	w.create("holey", 1<<20)
+	w.submit("holey", block.OpWrite, 0, 512<<10)
+	w.submit("holey", block.OpDiscard, 128<<10, 200<<10)
 	done, err := w.p.Reclaim(ctx)
 	w.must(err)
 	if c, err = readPool(os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
 	compare(t, c, w.p)
-	if done.Rewritten == 0 || done.Removed == 0 || c.rewritten != done.Rewritten {
-		t.Errorf("of the segments %d are rewritten: %+v", c.rewritten, done)
+	if done.Rewritten == 0 || done.Removed == 0 || c.rewritten != done.Rewritten || done.Packed == 0 || c.packs == 0 || done.Punched == 0 {
+		t.Errorf("of the segments %d are rewritten, and there are %d packs: %+v", c.rewritten, c.packs, done)
 	}
 	w.must(w.p.Close(ctx))
 	for range 2 {

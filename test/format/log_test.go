@@ -77,6 +77,7 @@ type files struct {
 	differences int // nodes read that were stored as one
 	rewritten   int // segments
 	moved       int // blocks, by what was replayed
+	packs       int
 }
 
 func readFiles(dir fs.FS) (*files, error) {
@@ -132,6 +133,24 @@ func readFiles(dir fs.FS) (*files, error) {
 		}
 		f.rewritten++
 	}
+	packs, err := fs.Glob(dir, "log/*.pak")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range packs { // ascending, so that the newest remains
+		number, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(name, "log/"), ".pak"), 16, 64)
+		if err != nil {
+			return nil, err
+		}
+		b, err := fs.ReadFile(dir, name)
+		if err == nil {
+			err = f.unpack(b, number)
+		}
+		if err != nil {
+			return nil, err
+		}
+		f.packs++
+	}
 	f.order = slices.Sorted(maps.Keys(f.segments))
 	return f, nil
 }
@@ -155,6 +174,37 @@ func (f *files) spread(b []byte, id uint64) ([]byte, error) {
 		return nil, fmt.Errorf("rewritten segment %d has %d bytes too many", id, len(kept))
 	}
 	return out, nil
+}
+
+// unpack puts the blocks of a pack back to where they were in their segments.
+func (f *files) unpack(b []byte, number uint64) error {
+	header := b[:int(le.Uint32(b[40:]))*blockBytes]
+	if string(b[:8]) != "VARVEPAK" || le.Uint32(b[8:]) != 1 || le.Uint32(b[12:]) != crcWithout(f.super.salt, header) ||
+		[16]byte(b[16:32]) != f.super.pool || le.Uint64(b[32:]) != number || !bytes.Equal(b[len(b)-len(header):], header) {
+		return fmt.Errorf("pack %d is not sound", number)
+	}
+	segments, blocks, kept := int(le.Uint32(b[44:])), int(le.Uint32(b[48:])), b[len(header):len(b)-len(header)]
+	list := b[64+16*segments:][:4*blocks]
+	if len(kept) != blocks*blockBytes {
+		return fmt.Errorf("pack %d has %d bytes for %d blocks", number, len(kept), blocks)
+	}
+	for i := range segments {
+		dir := b[64+16*i:]
+		var out []byte
+		for range le.Uint32(dir[8:]) {
+			at := int(le.Uint32(list)) * blockBytes
+			if at < len(out) {
+				return fmt.Errorf("the list of pack %d does not ascend", number)
+			}
+			out = append(append(out, make([]byte, at-len(out))...), kept[:blockBytes]...)
+			list, kept = list[4:], kept[blockBytes:]
+		}
+		f.segments[le.Uint64(dir)] = out
+	}
+	if len(list) > 0 {
+		return fmt.Errorf("pack %d lists %d bytes too many", number, len(list))
+	}
+	return nil
 }
 
 // at returns the bytes that a pointer refers to, nil if they do not match it.

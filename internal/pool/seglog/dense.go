@@ -2,14 +2,9 @@ package seglog
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/bits"
-	"path"
-	"slices"
-	"strings"
 
 	"varve/internal/block"
 	"varve/internal/vfs"
@@ -32,6 +27,20 @@ func (b BlockSet) Add(i int) {
 // Has tells whether a block is in the set.
 func (b BlockSet) Has(i int) bool { return i>>6 < len(b) && b[i>>6]>>(i&63)&1 != 0 }
 
+// next returns the smallest block in the set at or above i, or -1.
+func (b BlockSet) next(i int) int {
+	for w := i >> 6; w < len(b); w++ {
+		word := b[w]
+		if w == i>>6 {
+			word &^= 1<<(i&63) - 1
+		}
+		if word != 0 {
+			return w<<6 + bits.TrailingZeros64(word)
+		}
+	}
+	return -1
+}
+
 // Count is the number of blocks in the set.
 func (b BlockSet) Count() int {
 	n := 0
@@ -39,6 +48,13 @@ func (b BlockSet) Count() int {
 		n += bits.OnesCount64(w)
 	}
 	return n
+}
+
+// index tells where the blocks of rewritten segments lie in a file.
+type index interface {
+	// place returns where n bytes lie that were at off in the segment as it was written. False if
+	// the file does not have them all.
+	place(id uint64, off int64, n int) (int64, bool)
 }
 
 // denseMagic begins a segment that was rewritten: a header with the set of blocks that
@@ -66,8 +82,8 @@ func newDense(live BlockSet) *dense {
 	return d
 }
 
-// place returns where n bytes from off on, an offset in the segment as it was written, lie now.
-func (d *dense) place(off int64, n int) (int64, bool) {
+// place implements index.
+func (d *dense) place(_ uint64, off int64, n int) (int64, bool) {
 	first := int(off / block.Size)
 	for i := first; i <= int((off+int64(n)-1)/block.Size); i++ {
 		if !d.live.Has(i) {
@@ -134,144 +150,4 @@ func (l *Log) decodeDense(id uint64, b []byte, words int) *dense {
 		live[i] = le.Uint64(b[denseHeaderLen+8*i:])
 	}
 	return newDense(live)
-}
-
-const rewriteSuffix = ".new"
-
-// CompactBelow is the share of a segment that may be live for a rewrite to be worth it at all.
-const CompactBelow = 0.9
-
-// Compact keeps only the live blocks of a segment: it removes the segment if there are none,
-// and rewrites it densely if that makes it shorter than CompactBelow of what it was. The segment must not be
-// written to or replayed any more. It returns how many bytes the file has become shorter by, and
-// how long it is now. After a crash the segment is as before or as after.
-func (l *Log) Compact(id uint64, live BlockSet) (freed, size int64, err error) {
-	s, err := l.segments.acquire(id)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer l.segments.release(s)
-	if size, err = s.file.Size(); err != nil {
-		return 0, 0, fmt.Errorf("size of segment %016x: %w", id, err)
-	}
-	d := newDense(live)
-	if live.Count() == 0 {
-		l.segments.retire(s)
-		if err := l.discard(s, size); err != nil {
-			return 0, size, err
-		}
-		return size, 0, nil
-	}
-	want := 2*d.header + int64(live.Count())*block.Size
-	if float64(want) > CompactBelow*float64(size) {
-		return 0, size, nil
-	}
-	err = l.rewrite(s, d)
-	if errors.Is(NoSpace(err), block.ErrNoSpace) && l.SpareBytes() > 0 {
-		if err = l.KeepSpares(0); err == nil {
-			err = l.rewrite(s, d)
-		}
-	}
-	if err != nil {
-		return 0, size, fmt.Errorf("rewrite segment %016x: %w", id, NoSpace(err))
-	}
-	l.segments.retire(s)
-	if s.dense == nil {
-		if err := l.discard(s, size); err != nil {
-			return 0, size, err
-		}
-	}
-	return size - want, want, nil
-}
-
-// rewrite puts a dense file beside a segment's, or in the place of an older dense one. Where both have a name the dense one counts.
-func (l *Log) rewrite(s *segment, d *dense) error {
-	target := l.segments.denseName(s.id)
-	name := target + rewriteSuffix
-	if err := l.cfg.FS.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := l.cfg.FS.Create(name)
-	if err != nil {
-		return err
-	}
-	err = l.copyLive(f.WriteAt, s, d)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = l.cfg.FS.Rename(name, target)
-	}
-	if err != nil {
-		_ = l.cfg.FS.Remove(name) // it is removed when the pool is opened, too
-		return err
-	}
-	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
-		// It may have been the one report that the name of a new segment is lost.
-		return l.stop(fmt.Errorf("sync directory of segments: %w", err))
-	}
-	return nil
-}
-
-func (l *Log) copyLive(write func([][]byte, int64) error, s *segment, d *dense) error {
-	const run = 256 // blocks copied at a time
-	buf := make([]byte, run*block.Size)
-	header := l.encodeDense(s.id, d)
-	if err := write([][]byte{header}, 0); err != nil {
-		return err
-	}
-	out := d.header
-	for i := 0; i < len(d.live)*64; {
-		if !d.live.Has(i) {
-			i++
-			continue
-		}
-		n := 1
-		for n < run && d.live.Has(i+n) {
-			n++
-		}
-		p := buf[:n*block.Size]
-		if err := s.readAt(s.file.ReadAt, int64(i)*block.Size, p); err != nil {
-			return err
-		}
-		if err := write([][]byte{p}, out); err != nil {
-			return err
-		}
-		out += int64(len(p))
-		i += n
-	}
-	return write([][]byte{header}, out)
-}
-
-// readAt reads from an offset in the segment as it was written.
-func (s *segment) readAt(read func([]byte, int64) (int, error), off int64, p []byte) error {
-	if s.dense != nil {
-		var ok bool
-		if off, ok = s.dense.place(off, len(p)); !ok {
-			return fmt.Errorf("the place was given back: %w", fs.ErrNotExist)
-		}
-	}
-	_, err := read(p, off)
-	return err
-}
-
-// removeLeftovers removes what interrupted rewrites left, and the spares of an earlier process.
-func (l *Log) removeLeftovers() error {
-	names, err := l.cfg.FS.List(l.cfg.Dir)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		number, written := strings.CutSuffix(n, segmentSuffix)
-		superseded := written && slices.Contains(names, number+denseSuffix)
-		if superseded || strings.HasSuffix(n, rewriteSuffix) || strings.HasSuffix(n, spareSuffix) {
-			if err := l.cfg.FS.Remove(path.Join(l.cfg.Dir, n)); err != nil {
-				return fmt.Errorf("remove the leftover %s: %w", n, err)
-			}
-		}
-	}
-	return nil
 }

@@ -3,12 +3,14 @@ package seglog
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"sync"
 	"sync/atomic"
 	"syscall"
 
 	"varve/internal/block"
+	"varve/internal/vfs"
 )
 
 // Log is an open log. Its methods may be called concurrently, but for Recover, which
@@ -39,6 +41,7 @@ type Log struct {
 	durable  atomic.Uint64
 	written  atomic.Uint64 // bytes appended since the log was opened
 	failure  atomic.Pointer[error]
+	noHoles  atomic.Bool // making holes gives nothing back here
 }
 
 // New returns the log in cfg.Dir, which exists. It can be read at once, and appended
@@ -48,7 +51,12 @@ func New(cfg Config) *Log {
 		cfg.OpenFiles = 256
 	}
 	l := &Log{cfg: cfg, segments: newSegments(cfg.FS, cfg.Dir, cfg.OpenFiles)}
-	l.segments.parse = l.readDense
+	l.segments.parse = func(id uint64, f vfs.File) (index, error) {
+		if id&packBit != 0 {
+			return l.readPack(id&^packBit, f)
+		}
+		return l.readDense(id, f)
+	}
 	return l
 }
 
@@ -240,7 +248,7 @@ func (l *Log) ReadAt(addr Addr, p []byte) error {
 		return err
 	}
 	defer l.segments.release(s)
-	if err := s.readAt(s.file.ReadAt, addr.Offset(), p); err != nil {
+	if err := s.readAt(s.file.ReadAt, addr.Segment(), addr.Offset(), p); err != nil {
 		return fmt.Errorf("read %d bytes at %s: %w", len(p), addr, err)
 	}
 	return nil
@@ -253,7 +261,7 @@ func (l *Log) TryReadAt(addr Addr, p []byte) error {
 		return err
 	}
 	defer l.segments.release(s)
-	return s.readAt(s.file.TryReadAt, addr.Offset(), p)
+	return s.readAt(s.file.TryReadAt, addr.Segment(), addr.Offset(), p)
 }
 
 // Position is the end of the log.
@@ -278,13 +286,16 @@ func (l *Log) BytesWritten() uint64 { return l.written.Load() }
 
 // DropCaches makes later reads of what is durable come from the disk.
 func (l *Log) DropCaches() error {
-	numbers, err := l.segments.numbers()
+	files, err := l.Files()
 	if err != nil {
 		return err
 	}
-	for _, id := range numbers {
-		s, err := l.segments.acquire(id)
-		if errors.Is(err, fs.ErrNotExist) {
+	for _, f := range files {
+		if len(f.Segments) == 0 {
+			continue
+		}
+		s, err := l.segments.acquire(f.Segments[0])
+		if isGone(err) {
 			continue
 		} else if err != nil {
 			return err
@@ -292,29 +303,63 @@ func (l *Log) DropCaches() error {
 		err = s.file.DropCache()
 		l.segments.release(s)
 		if err != nil {
-			return fmt.Errorf("drop cache of segment %016x: %w", id, err)
+			return fmt.Errorf("drop cache of %s: %w", s, err)
 		}
 	}
 	return nil
 }
 
+// isGone tells that a file is no more, or cannot be made sense of: whoever reads what it has finds that out.
+func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.EOF) }
+
+// Files lists the files of the log. A pack that cannot be read has no segments.
+func (l *Log) Files() ([]File, error) {
+	t := l.segments
+	numbers, err := t.numbers()
+	if err != nil {
+		return nil, err
+	}
+	packs, err := t.packNumbers()
+	if err != nil {
+		return nil, err
+	}
+	contents := t.contents()
+	elsewhere := map[uint64]bool{}
+	for _, ids := range contents {
+		for _, id := range ids {
+			elsewhere[id] = true
+		}
+	}
+	var files []File
+	for _, id := range numbers {
+		if elsewhere[id] {
+			continue // packed, and the old file not removed yet
+		}
+		_, bytes, err := l.stat(t.denseName(id))
+		if errors.Is(err, fs.ErrNotExist) {
+			_, bytes, err = l.stat(t.name(id))
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it went meanwhile
+		} else if err != nil {
+			return nil, fmt.Errorf("segment %016x: %w", id, err)
+		}
+		files = append(files, File{Segments: []uint64{id}, Bytes: bytes})
+	}
+	for _, n := range packs {
+		_, bytes, err := l.stat(t.packName(n))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("pack %016x: %w", n, err)
+		}
+		files = append(files, File{Segments: contents[n], Bytes: bytes, Pack: n})
+	}
+	return files, nil
+}
+
 // Segments lists the segments that exist, ascending.
 func (l *Log) Segments() ([]uint64, error) { return l.segments.numbers() }
-
-// SegmentSize is the length of a segment's file in bytes, and what it takes on the disk.
-func (l *Log) SegmentSize(id uint64) (length, allocated int64, err error) {
-	fi, err := l.cfg.FS.Stat(l.segments.denseName(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		fi, err = l.cfg.FS.Stat(l.segments.name(id))
-	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("segment %016x: %w", id, err)
-	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return fi.Size(), st.Blocks * 512, nil
-	}
-	return fi.Size(), fi.Size(), nil
-}
 
 // Close closes the files. It does not flush.
 func (l *Log) Close() {

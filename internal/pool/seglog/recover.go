@@ -28,6 +28,9 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if from.Segment >= maxSegments-1 || from.Offset > MaxSegmentBytes || from.Seq >= maxSeq {
 		return Recovery{}, fmt.Errorf("%w: no log reaches batch %d in segment %016x at %d", ErrDamaged, from.Seq, from.Segment, from.Offset)
 	}
+	if err := l.loadPacks(); err != nil {
+		return Recovery{}, err
+	}
 	numbers, err := l.segments.numbers()
 	if err != nil {
 		return Recovery{}, err

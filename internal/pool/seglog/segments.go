@@ -15,9 +15,9 @@ import (
 
 // segment is an open segment file. While refs > 0 it stays open.
 type segment struct {
-	id      uint64
+	id      uint64 // with packBit, the number of a pack
 	file    vfs.File
-	dense   *dense // nil: as it was written
+	index   index  // nil: as it was written
 	lastSeq uint64 // newest batch in it, while it is being written
 	refs    int
 	retired bool // another file has its name, or none
@@ -30,11 +30,16 @@ type segments struct {
 	fs    vfs.FS
 	dir   string
 	limit int
-	parse func(id uint64, f vfs.File) (*dense, error) // the header of a rewritten one
+	parse func(id uint64, f vfs.File) (index, error) // the header of a rewritten one, or of a pack
 
-	mu   sync.Mutex
-	open map[uint64]*segment
-	idle *list.List // of *segment with refs == 0, least recently used first
+	lastPack uint64   // number
+	loaded   []uint64 // packs that were found when the log was opened
+
+	mu      sync.Mutex
+	open    map[uint64]*segment // by segment.id
+	idle    *list.List          // of *segment with refs == 0, least recently used first
+	packed  []packed            // by segment
+	retired uint64              // counts files that another took the place of
 }
 
 func newSegments(fs vfs.FS, dir string, limit int) *segments {
@@ -44,7 +49,9 @@ func newSegments(fs vfs.FS, dir string, limit int) *segments {
 const (
 	segmentSuffix = ".seg"  // as it was written
 	denseSuffix   = ".dns"  // rewritten
+	packSuffix    = ".pak"  // of several
 	maxSegments   = 1 << 40 // what an Addr has room for
+	packBit       = 1 << 63 // marks the id of a pack's file
 )
 
 func (t *segments) name(id uint64) string {
@@ -55,12 +62,45 @@ func (t *segments) denseName(id uint64) string {
 	return path.Join(t.dir, fmt.Sprintf("%016x%s", id, denseSuffix))
 }
 
+func (t *segments) packName(n uint64) string {
+	return path.Join(t.dir, fmt.Sprintf("%016x%s", n, packSuffix))
+}
+
 // path is the name of an open segment's file.
 func (t *segments) path(s *segment) string {
-	if s.dense != nil {
+	switch {
+	case s.id&packBit != 0:
+		return t.packName(s.id &^ packBit)
+	case s.index != nil:
 		return t.denseName(s.id)
 	}
 	return t.name(s.id)
+}
+
+func (s *segment) String() string {
+	if s.id&packBit != 0 {
+		return fmt.Sprintf("pack %016x", s.id&^packBit)
+	}
+	return fmt.Sprintf("segment %016x", s.id)
+}
+
+// packNumbers lists the packs that exist, ascending.
+func (t *segments) packNumbers() ([]uint64, error) {
+	names, err := t.fs.List(t.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list segments: %w", err)
+	}
+	var packs []uint64
+	for _, n := range names {
+		if hex, ok := strings.CutSuffix(n, packSuffix); ok {
+			number, err := strconv.ParseUint(hex, 16, 64)
+			if err != nil || number == 0 || number&packBit != 0 || t.packName(number) != path.Join(t.dir, n) {
+				return nil, fmt.Errorf("%w: %s is not the name of a pack that this pool wrote; move it away", ErrDamaged, path.Join(t.dir, n))
+			}
+			packs = append(packs, number)
+		}
+	}
+	return packs, nil
 }
 
 // numbers lists the segments that exist, ascending.
@@ -89,53 +129,65 @@ func (t *segments) numbers() ([]uint64, error) {
 	return ids, nil
 }
 
-// acquire returns the segment's open file, for release.
+// acquire returns the open file that has the segment, for release.
 func (t *segments) acquire(id uint64) (*segment, error) {
-	t.mu.Lock()
-	if s := t.open[id]; s != nil {
+	for {
+		t.mu.Lock()
+		key, retired := id, t.retired
+		if n := t.packOf(id); n != 0 {
+			key = n | packBit
+		}
+		if s := t.open[key]; s != nil {
+			t.use(s)
+			t.mu.Unlock()
+			return s, nil
+		}
+		t.mu.Unlock()
+		f, x, err := t.openFile(key)
+		t.mu.Lock()
+		// What was opened may have lost its name meanwhile, and even be written again as another segment.
+		if t.retired != retired {
+			t.mu.Unlock()
+			if err == nil {
+				_ = f.Close() // only read
+			}
+			continue
+		}
+		if err != nil {
+			t.mu.Unlock()
+			return nil, fmt.Errorf("open segment %016x: %w", id, err)
+		}
+		s := t.open[key]
+		if s == nil {
+			s = &segment{id: key, file: f, index: x}
+			t.open[key] = s
+		} else {
+			_ = f.Close() // only read
+		}
 		t.use(s)
 		t.mu.Unlock()
 		return s, nil
 	}
-	t.mu.Unlock()
-	f, d, err := t.openFile(id)
-	if err != nil {
-		return nil, fmt.Errorf("open segment %016x: %w", id, err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if s := t.open[id]; s != nil {
-		_ = f.Close() // only read
-		t.use(s)
-		return s, nil
-	}
-	s := &segment{id: id, file: f, dense: d}
-	t.open[id] = s
-	t.use(s)
-	return s, nil
 }
 
-// openFile opens what a segment is now. It may be rewritten meanwhile: then the name that was not there
-// at first is there at last.
-func (t *segments) openFile(id uint64) (vfs.File, *dense, error) {
-	for range 2 {
-		f, err := t.fs.Open(t.denseName(id))
-		if err == nil {
-			d, err := t.parse(id, f)
-			if err != nil {
-				_ = f.Close() // only read
-				return nil, nil, err
-			}
-			return f, d, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
+// openFile opens what a segment, or a pack, is now.
+func (t *segments) openFile(key uint64) (f vfs.File, x index, err error) {
+	name := t.denseName(key)
+	if key&packBit != 0 {
+		name = t.packName(key &^ packBit)
+	}
+	f, err = t.fs.Open(name)
+	if errors.Is(err, fs.ErrNotExist) && key&packBit == 0 {
+		f, err = t.fs.Open(t.name(key))
+		return f, nil, err
+	}
+	if err == nil {
+		if x, err = t.parse(key, f); err != nil {
+			_ = f.Close() // only read
 			return nil, nil, err
 		}
-		if f, err = t.fs.Open(t.name(id)); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return f, nil, err
-		}
 	}
-	return nil, nil, fs.ErrNotExist
+	return f, x, err
 }
 
 // insert adds the file of a new segment.
@@ -197,6 +249,7 @@ func (t *segments) retire(s *segment) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.retired = true
+	t.retired++
 	delete(t.open, s.id)
 }
 

@@ -100,10 +100,14 @@ func (l *Log) KeepSpares(limit int64) error {
 }
 
 // discard removes a file that the segment s, retired and held by the caller alone, no
-// longer has, or keeps it as a spare.
-func (l *Log) discard(s *segment, size int64) error {
+// longer has, or keeps it as a spare: not one with holes in it.
+func (l *Log) discard(s *segment) error {
 	name := l.segments.path(s)
-	if s.dense == nil && size >= l.cfg.SegmentBytes/2 && l.segments.take(s) {
+	size, allocated, err := l.sizes(s)
+	if err != nil {
+		return err
+	}
+	if s.index == nil && size >= l.cfg.SegmentBytes/2 && allocated >= size && l.segments.take(s) {
 		f := spare{strings.TrimSuffix(name, segmentSuffix) + spareSuffix, s.file, size}
 		if err := l.cfg.FS.Rename(name, f.name); err != nil {
 			l.segments.giveBack(s)
@@ -115,7 +119,7 @@ func (l *Log) discard(s *segment, size int64) error {
 		}
 	}
 	if err := l.cfg.FS.Remove(name); err != nil {
-		return fmt.Errorf("remove segment %016x: %w", s.id, err)
+		return fmt.Errorf("remove %s: %w", s, err)
 	}
 	return nil
 }

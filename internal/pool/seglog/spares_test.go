@@ -24,7 +24,7 @@ func fillSegments(t *testing.T, l *Log, next *uint64, last uint64) {
 
 func compact(t *testing.T, l *Log, id uint64) {
 	t.Helper()
-	if _, _, err := l.Compact(id, NewBlockSet(l.SegmentBlocks())); err != nil {
+	if _, err := l.NewCompactor().Compact(File{Segments: []uint64{id}}, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -98,7 +98,7 @@ func TestSpareFilesHoldNothing(t *testing.T) {
 	if countFiles(t, fs, spareSuffix) != 0 || l.SpareBytes() != 0 {
 		t.Errorf("%d spare files of %d bytes are left", countFiles(t, fs, spareSuffix), l.SpareBytes())
 	}
-	if length, _, err := l.SegmentSize(5); err != nil || length > 64<<10 {
+	if length, _, err := l.stat(l.segments.name(5)); err != nil || length > 64<<10 {
 		t.Errorf("a segment that is full takes %d bytes: %v", length, err)
 	}
 }
