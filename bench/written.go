@@ -128,7 +128,7 @@ func betweenCheckpoints(samples []sample) (found writtenBy, ok bool) {
 func runSampled(ctx context.Context, v *server, size int64, l load, by limits) ([]sample, figures, error) {
 	var samples []sample
 	take := func() error {
-		pool, err := v.api.Pool(ctx)
+		pool, err := v.api.Pool(ctx, 0)
 		if err != nil {
 			return err
 		}

@@ -135,7 +135,15 @@ func service(api huma.API, d *daemon.Daemon) {
 	operation(api, http.MethodGet, "/v1/events", "list-events", "List the latest events, oldest first", http.StatusOK,
 		func(context.Context, *none) ([]contract.Event, error) { return d.Events(), nil })
 	operation(api, http.MethodGet, "/v1/pool", "show-pool", "Show the pool", http.StatusOK,
-		func(context.Context, *none) (contract.Pool, error) { return d.Pool(), nil })
+		func(ctx context.Context, in *struct {
+			Top int `query:"top" minimum:"0" maximum:"100" doc:"how many of those that hold the most to name"`
+		}) (contract.Pool, error) {
+			return d.PoolHolders(ctx, in.Top)
+		})
+	operation(api, http.MethodPatch, "/v1/pool", "change-pool", "Bound the pool by a quota, or no longer", http.StatusOK,
+		func(ctx context.Context, in *with[contract.ChangePool]) (contract.Pool, error) {
+			return d.ChangePool(ctx, in.Body)
+		})
 	operation(api, http.MethodPost, "/v1/checks", "check-pool", "Start to verify everything in the pool", http.StatusAccepted,
 		func(context.Context, *none) (contract.Job, error) { return d.StartCheck() })
 	operation(api, http.MethodPost, "/v1/reclaims", "reclaim", "Start to give space back", http.StatusAccepted,

@@ -50,6 +50,7 @@ type grammar struct {
 	Snapshot   snapshotCommands  `cmd:"" help:"Points in time of volumes."`
 	Pool       poolCommands      `cmd:"" help:"The store that holds volumes and snapshots."`
 	Job        jobCommands       `cmd:"" help:"Long work in the daemon."`
+	Event      eventCommands     `cmd:"" help:"What the daemon has to tell."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Man        manCommand        `cmd:"" hidden:"" help:"Write the manual pages to a directory."`

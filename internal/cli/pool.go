@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"errors"
+	"fmt"
+
 	"varve/internal/contract"
 	"varve/internal/daemon"
 )
 
 type poolCommands struct {
 	Show    poolShow    `cmd:"" help:"Show the pool."`
+	Set     poolSet     `cmd:"" help:"Bound what the pool may take: at the quota writes fail, and what gives space back goes on."`
 	Reclaim poolReclaim `cmd:"" help:"Give all space back that nothing holds any more, now and thoroughly; it happens by itself as well."`
 	Check   poolCheck   `cmd:"" help:"Read and verify everything in the pool; exit status 5 if anything is damaged."`
 }
@@ -15,11 +19,80 @@ type poolShow struct{}
 
 // Run shows the pool.
 func (poolShow) Run(t *terminal) error {
-	p, err := t.client.Pool(t.ctx)
+	p, err := t.client.Pool(t.ctx, shownHolders)
 	if err != nil {
 		return err
 	}
 	return t.print(p, func(w *table) { drawPool(w, p) })
+}
+
+// shownHolders is how many volumes and snapshots are named as those that hold the most.
+const shownHolders = 10
+
+type poolSet struct {
+	Quota   string `required:"" help:"Bytes that the pool may take, or none." placeholder:"SIZE|none"`
+	Reserve size   `help:"Of the quota, what is kept for deletions and discards (default: a 64th, at least 8M)." placeholder:"SIZE"`
+}
+
+// Run sets what bounds the pool.
+func (c poolSet) Run(t *terminal) error {
+	change := contract.ChangePool{ReserveBytes: int64(c.Reserve)}
+	if c.Quota != "none" {
+		n, err := parseSize(c.Quota)
+		if err == nil && n == 0 {
+			err = errors.New("size 0: to lift the quota, say none")
+		}
+		if err != nil {
+			return contract.Errorf(contract.CodeUsage, "--quota: %s", err).WithHint("a quota is a size, as in 500G, or none")
+		}
+		change.QuotaBytes = int64(n)
+	}
+	p, err := t.client.ChangePool(t.ctx, change)
+	if err != nil {
+		return err
+	}
+	return t.print(p, func(w *table) { drawSpace(w, p) })
+}
+
+// drawSpace shows what there is and what of it is used.
+func drawSpace(w *table, p contract.Pool) {
+	if p.QuotaBytes != nil {
+		w.row("quota", humanSize(*p.QuotaBytes)+", of which reserve "+humanSize(*p.ReserveBytes))
+	} else {
+		w.row("quota", "none")
+	}
+	w.row("used", fmt.Sprintf("%d%%, clients may write %s more", p.FullPercent, humanSize(p.RoomBytes)))
+	w.row("on disk", humanSize(p.PhysicalBytes))
+	maps := ""
+	if p.MapBytes > 0 {
+		maps = ", of which maps " + humanSize(p.MapBytes)
+	}
+	w.row("live", humanSize(p.LiveBytes)+maps)
+	w.row("reclaimable", humanSize(p.ReclaimableBytes))
+	w.row("given back", humanSize(p.ReclaimedBytes))
+	w.row("free", humanSize(p.FreeBytes))
+}
+
+// drawHolders names those that hold the most.
+func drawHolders(w *table, h *contract.Holders) {
+	if h == nil {
+		return
+	}
+	w.row("held by deleted snapshots", humanSize(h.HiddenBytes))
+	w.row()
+	w.row("VOLUME", "EXCLUSIVE", "WITH SNAPSHOTS", "SNAPSHOTS")
+	for _, v := range h.Volumes {
+		total := "shared"
+		if v.TotalBytes != nil {
+			total = humanSize(*v.TotalBytes)
+		}
+		w.row(v.Name, humanSize(v.ExclusiveBytes), total, *v.Snapshots)
+	}
+	w.row()
+	w.row("SNAPSHOT", "EXCLUSIVE")
+	for _, s := range h.Snapshots {
+		w.row(s.Name, humanSize(s.ExclusiveBytes))
+	}
 }
 
 func drawPool(w *table, p contract.Pool) {
@@ -30,15 +103,13 @@ func drawPool(w *table, p contract.Pool) {
 	w.row("volumes", p.Volumes)
 	w.row("snapshots", p.Snapshots)
 	w.row("hidden states", p.HiddenStates)
-	w.row("on disk", humanSize(p.PhysicalBytes))
-	w.row("live", humanSize(p.LiveBytes))
-	w.row("given back", humanSize(p.ReclaimedBytes))
-	w.row("free", humanSize(p.FreeBytes))
+	drawSpace(w, p)
 	w.row("log written", humanSize(p.LogBytes))
 	w.row("segments", p.Segments)
 	w.row("checkpoints", p.Checkpoints)
 	w.row("map cache", humanSize(p.MapCacheBytes))
 	w.field("writes are stopped", p.ReadOnlyReason)
+	drawHolders(w, p.Holders)
 }
 
 type poolReclaim struct{}

@@ -95,6 +95,9 @@ func (t *terminal) showVolume(v contract.Volume) error {
 		w.row("size", humanSize(v.Size))
 		w.row("mapped", humanSize(v.MappedBytes))
 		w.row("exclusive", humanSize(v.ExclusiveBytes))
+		if v.TotalBytes != nil {
+			w.row("with snapshots", humanSize(*v.TotalBytes))
+		}
 		w.row("shared", humanSize(v.SharedBytes))
 		w.row("layout", v.Layout)
 		w.field("labels", joined(v.Labels))

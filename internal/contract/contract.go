@@ -56,6 +56,7 @@ type Volume struct {
 	MappedBytes    int64             `json:"mapped_bytes" doc:"blocks that hold data"`
 	ExclusiveBytes int64             `json:"exclusive_bytes" doc:"held by this volume alone"`
 	SharedBytes    int64             `json:"shared_bytes" doc:"held together with snapshots or clones"`
+	TotalBytes     *int64            `json:"total_bytes,omitempty" doc:"what deleting it with all its snapshots would free; absent in lists, and while clones share that"`
 	DependsOn      []string          `json:"depends_on"`
 	Snapshots      int               `json:"snapshots"`
 	Parent         string            `json:"parent" doc:"newest snapshot of this volume that its content descends from; may be empty"`
@@ -242,6 +243,35 @@ type Pool struct {
 	MapCacheBytes  int64  `json:"map_cache_bytes" doc:"memory that cached parts of block maps take now"`
 	ReadOnlyReason string `json:"read_only_reason" doc:"why writes are stopped; empty while they are not"`
 	FreeBytes      int64  `json:"free_bytes" doc:"free on the file system that holds the pool"`
+
+	MapBytes         int64    `json:"map_bytes" doc:"of live_bytes, what block maps take, by the last reclaim cycle; 0 before the first"`
+	ReclaimableBytes int64    `json:"reclaimable_bytes" doc:"what is on disk and not live, without the reserve: most of it is given back in time"`
+	QuotaBytes       *int64   `json:"quota_bytes" required:"true" doc:"that the pool may take; null: as much as the file system has"`
+	ReserveBytes     *int64   `json:"reserve_bytes" required:"true" doc:"of the quota, kept for deletions and discards; null without a quota"`
+	RoomBytes        int64    `json:"room_bytes" doc:"that clients may still write before anything is given back"`
+	FullPercent      int      `json:"full_percent" doc:"used, of the quota or of the file system, whichever is nearer to full"`
+	Holders          *Holders `json:"holders,omitempty" doc:"where asked for: who holds the most"`
+}
+
+// Holders are those that hold the most, the largest first.
+type Holders struct {
+	Volumes     []Holder `json:"volumes"`
+	Snapshots   []Holder `json:"snapshots"`
+	HiddenBytes int64    `json:"hidden_bytes" doc:"of deleted snapshots, what several descendants share"`
+}
+
+// Holder is a volume or snapshot that holds data.
+type Holder struct {
+	Name           string `json:"name" doc:"VOLUME or VOLUME@NAME"`
+	ExclusiveBytes int64  `json:"exclusive_bytes" doc:"what deleting it alone would free; of a volume, its present content"`
+	TotalBytes     *int64 `json:"total_bytes,omitempty" doc:"of a volume: what deleting it with all its snapshots would free; absent while clones share that"`
+	Snapshots      *int   `json:"snapshots,omitempty" doc:"of a volume"`
+}
+
+// ChangePool changes what bounds the pool.
+type ChangePool struct {
+	QuotaBytes   int64 `json:"quota_bytes" minimum:"0" doc:"0: none"`
+	ReserveBytes int64 `json:"reserve_bytes,omitempty" minimum:"0" doc:"0: a default"`
 }
 
 // Status is everything at a glance.

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"varve/internal/contract"
 	"varve/internal/pool"
 	"varve/internal/vfs"
@@ -17,8 +15,9 @@ import (
 const (
 	// oldSnapshot is the age beyond which a snapshot without a copy elsewhere deserves a warning.
 	oldSnapshot = 7 * 24 * time.Hour
-	// lowSpace is the free space in bytes below which status warns.
-	lowSpace = 1 << 30
+	// fillingUp is how full the pool is in percent when status warns, nearlyFull when it is a problem.
+	fillingUp  = 80
+	nearlyFull = 95
 	// statusEvents is how many events status shows.
 	statusEvents = 10
 )
@@ -26,7 +25,7 @@ const (
 // Pool describes the pool.
 func (d *Daemon) Pool() contract.Pool {
 	info := d.pool.Info()
-	return contract.Pool{
+	out := contract.Pool{
 		ID: info.ID.String(), Path: d.poolDir, FormatVersion: info.FormatVersion,
 		CreatedAt: contract.Time{Time: info.CreatedAt},
 		Volumes:   info.Volumes, Snapshots: info.Snapshots, HiddenStates: info.HiddenStates,
@@ -35,17 +34,61 @@ func (d *Daemon) Pool() contract.Pool {
 		Segments: info.Segments, Checkpoints: info.Checkpoints,
 		DurableSeq: info.DurableSeq, LastSeq: info.LastSeq,
 		MapCacheBytes: info.MapCacheBytes, ReadOnlyReason: info.ReadOnlyReason,
-		FreeBytes: freeBytes(d.poolDir),
+		FreeBytes: info.FreeBytes, MapBytes: info.MapBytes, RoomBytes: info.RoomBytes, FullPercent: info.FullPercent,
+		ReclaimableBytes: max(info.LogSizeBytes-info.LiveBytes, 0),
 	}
+	if info.QuotaBytes > 0 {
+		out.QuotaBytes, out.ReserveBytes = &info.QuotaBytes, &info.ReserveBytes
+	}
+	return out
 }
 
 // freeBytes is what is free for us on the file system of path; 0 where it cannot be told.
 func freeBytes(path string) int64 {
-	var st unix.Statfs_t
-	if unix.Statfs(path, &st) != nil {
+	_, free, err := vfs.OS().Space(path)
+	if err != nil {
 		return 0
 	}
-	return int64(st.Bavail) * st.Bsize
+	return free
+}
+
+// maxHolders is how many of each kind PoolHolders returns at most.
+const maxHolders = 100
+
+// PoolHolders describes the pool and, of each kind, the top that hold most.
+func (d *Daemon) PoolHolders(ctx context.Context, top int) (contract.Pool, error) {
+	out := d.Pool()
+	if top == 0 {
+		return out, nil
+	}
+	all, err := d.pool.Holders(ctx)
+	if err != nil {
+		return out, err
+	}
+	top = min(top, maxHolders)
+	out.Holders = &contract.Holders{Volumes: []contract.Holder{}, Snapshots: []contract.Holder{}}
+	for _, v := range all.Volumes[:min(top, len(all.Volumes))] {
+		h := contract.Holder{Name: v.Name, ExclusiveBytes: v.Exclusive, Snapshots: &v.Snapshots}
+		if v.Total >= 0 {
+			h.TotalBytes = &v.Total
+		}
+		out.Holders.Volumes = append(out.Holders.Volumes, h)
+	}
+	for _, s := range all.Snapshots[:min(top, len(all.Snapshots))] {
+		out.Holders.Snapshots = append(out.Holders.Snapshots, contract.Holder{Name: s.Name, ExclusiveBytes: s.Exclusive})
+	}
+	for _, h := range all.Hidden {
+		out.Holders.HiddenBytes += h.Exclusive
+	}
+	return out, nil
+}
+
+// ChangePool bounds the pool, or no longer, and describes it. pool.ErrInvalid.
+func (d *Daemon) ChangePool(ctx context.Context, r contract.ChangePool) (contract.Pool, error) {
+	if err := d.pool.SetQuota(ctx, r.QuotaBytes, r.ReserveBytes); err != nil {
+		return contract.Pool{}, err
+	}
+	return d.Pool(), nil
 }
 
 // Status is everything at a glance.
@@ -63,10 +106,13 @@ func (d *Daemon) Status() contract.Status {
 	if s.Pool.ReadOnlyReason != "" {
 		s.Problems = append(s.Problems, "writes are stopped: "+s.Pool.ReadOnlyReason)
 	}
-	slices.Sort(s.Problems)
-	if s.Pool.FreeBytes < lowSpace {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("less than 1 GiB is free where the pool lies (%d KiB); when it is full, writes fail", s.Pool.FreeBytes>>10))
+	switch percent := s.Pool.FullPercent; {
+	case percent >= nearlyFull:
+		s.Problems = append(s.Problems, fmt.Sprintf("the pool is %d%% full; at 100%% writes fail until snapshots or volumes are deleted, or it is given more", percent))
+	case percent >= fillingUp:
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the pool is %d%% full; when it is full, writes fail", percent))
 	}
+	slices.Sort(s.Problems)
 	if old := d.pool.SnapshotsBefore(d.now().Add(-oldSnapshot)); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
 	}

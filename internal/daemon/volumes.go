@@ -33,7 +33,15 @@ func (d *Daemon) Volume(ctx context.Context, name string) (contract.Volume, erro
 	if err != nil {
 		return contract.Volume{}, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
 	}
-	return d.volume(ctx, info)
+	v, err := d.volume(ctx, info)
+	if err != nil {
+		return v, err
+	}
+	total, err := d.pool.VolumeTotal(ctx, name)
+	if err == nil && total >= 0 {
+		v.TotalBytes = &total
+	}
+	return v, err
 }
 
 func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Volume, error) {

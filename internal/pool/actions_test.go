@@ -51,6 +51,7 @@ var actions = []action{
 		d.deleteSnapshot("a", "s3")
 	}},
 	{"delete bookmark", func(d *driver) { d.deleteBookmark("a", "k1") }},
+	{"set quota", func(d *driver) { d.setQuota(1 << 30) }},
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
 	{"reclaim", func(d *driver) { d.reclaim() }},
 	{"reclaim by a hole", func(d *driver) {

@@ -36,6 +36,7 @@ func (p *Pool) checkpointNow() error {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	keepReserve(&p.opts)
+	p.space.observe(p, false)
 	return nil
 }
 

@@ -1,9 +1,11 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
+	"varve/internal/block"
 	"varve/internal/pool/seglog"
 )
 
@@ -132,11 +134,52 @@ func (c *committer) commit(group []*request) {
 		c.sources[i].Addr = c.batch[i].Addr
 	}
 	clear(c.batch)
+	if errors.Is(err, block.ErrNoSpace) {
+		c.clearOnly(group, err)
+		return
+	}
 	for _, r := range group {
 		if r.err == nil {
 			r.err = err
 		}
 		if r.err == nil {
+			r.apply()
+		}
+	}
+}
+
+// clearOnly commits the requests that write nothing, on a full disk: they give space back, and may use the reserve.
+// The others fail.
+func (c *committer) clearOnly(group []*request, full error) {
+	var clears []*request
+	batch := c.batch[:0]
+	for _, r := range group {
+		if r.err != nil {
+			continue
+		}
+		if r.payloadBlocks() > 0 {
+			r.err = full
+			continue
+		}
+		clears = append(clears, r)
+		for i := range r.changes {
+			if r.changes[i].err == nil {
+				batch = append(batch, r.changes[i].entry)
+			}
+		}
+	}
+	if len(batch) == 0 {
+		return
+	}
+	p := c.pool
+	_, err := p.log.Append(batch)
+	if errors.Is(err, block.ErrNoSpace) && releaseReserve(&p.opts) {
+		_, err = p.log.Append(batch)
+		keepReserve(&p.opts) // what is left of it, before others take it
+	}
+	clear(batch)
+	for _, r := range clears {
+		if r.err = err; err == nil {
 			r.apply()
 		}
 	}

@@ -174,7 +174,11 @@ func (p *Pool) Info() Info {
 		DurableSeq: p.log.DurableSeq(), LastSeq: p.log.LastSeq(), LogBytes: int64(p.log.BytesWritten()),
 		ClientBytes: p.clientBytes.Load(), MapCacheBytes: p.store.CachedBytes(),
 	}
-	info.LiveBytes = p.reclaimer.liveBytes()
+	info.LiveBytes, info.MapBytes = p.reclaimer.liveBytes(), p.reclaimer.maps.Load()
+	info.QuotaBytes, info.ReserveBytes, info.RoomBytes = p.space.quota.Load(), p.space.reserve.Load(), max(p.space.room(p), 0)
+	info.LogSizeBytes = p.size()
+	info.FullPercent, _ = p.space.fill(p)
+	info.TotalBytes, info.FreeBytes = p.space.total.Load(), p.space.free.Load()
 	info.ReclaimedBytes, info.CopiedBytes = p.reclaimer.freed.Load(), p.reclaimer.copied.Load()
 	if err := p.log.Failure(); err != nil {
 		info.ReadOnlyReason = err.Error()

@@ -356,6 +356,14 @@ func (d *driver) checkpoint() {
 	d.step("checkpoint", true, func(*model) error { return nil }, func() error { return d.p.Checkpoint(ctx) })
 }
 
+func (d *driver) setQuota(quota int64) {
+	d.tb.Helper()
+	d.step("set quota", true, func(m *model) error {
+		m.quota = quota
+		return nil
+	}, func() error { return d.p.SetQuota(ctx, quota, 0) })
+}
+
 // reclaim gives back what is dead, which changes nothing that anybody sees.
 func (d *driver) reclaim() {
 	d.tb.Helper()
@@ -446,6 +454,7 @@ func (d *driver) check(p *pool.Pool) {
 func (d *driver) dump(p *pool.Pool) string {
 	d.tb.Helper()
 	m := newModel()
+	m.quota = p.Info().QuotaBytes
 	for _, v := range p.Volumes() {
 		dev, err := p.OpenVolume(v.Name)
 		if err != nil {

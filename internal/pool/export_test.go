@@ -108,3 +108,6 @@ func (p *Pool) Cycle(ctx context.Context) error {
 
 // CatalogueBytes is the length of the newest checkpoint's catalogue image.
 func (p *Pool) CatalogueBytes() int64 { return p.super.Load().catalogueLen }
+
+// ReserveBytes is what the reserve's file takes.
+const ReserveBytes = reserveBytes

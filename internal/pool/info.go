@@ -111,7 +111,15 @@ type Info struct {
 	Bookmarks     int
 	HiddenStates  int   // deleted snapshots that still have several children
 	PhysicalBytes int64 // allocated on disk by the pool's files
+	QuotaBytes    int64 // that the pool's log may take; 0: no bound
+	ReserveBytes  int64 // of the quota, kept for what gives space back
+	RoomBytes     int64 // that clients may still write before anything is given back
+	FullPercent   int   // of the quota or of the file system, whichever is nearer
+	TotalBytes    int64 // of the file system
+	FreeBytes     int64
 	LiveBytes     int64 // what volumes and snapshots hold, with their maps; between two reclaim cycles an estimate
+	LogSizeBytes  int64 // length of the log's files, with spare ones
+	MapBytes      int64 // of LiveBytes, what map nodes take, by the last reclaim cycle; 0 before the first
 	// ReclaimedBytes were given back since the pool was opened, and CopiedBytes written for that.
 	ReclaimedBytes, CopiedBytes int64
 	// SpareBytes, a part of PhysicalBytes, are files of removed segments that are kept for a while to be written again.
@@ -134,6 +142,9 @@ const (
 	EventRecovered        = "recovered"         // the pool was not closed in order
 	EventCheckpointFailed = "checkpoint-failed" // it is tried again
 	EventReclaimFailed    = "reclaim-failed"    // it is tried again
+	EventSpace            = "space-low"         // 80, 90 or 95 percent are used
+	EventSpaceThrottled   = "space-throttled"   // writers wait for reclaim
+	EventSpaceFull        = "space-full"        // a write was refused
 )
 
 // Event is something an operator wants to know.

@@ -19,7 +19,7 @@ type proposal struct {
 	op      *catalogue.Op
 	entries []seglog.Entry
 	pins    *blockmap.Pins // for applying entries
-	urgent  bool           // frees space: may use the reserve
+	urgent  bool           // gives space back, or helps to: may use the reserve
 	deletes []uint64       // states that go, unless the operation fails
 }
 
@@ -55,6 +55,13 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		}
 		if _, err := catalogue.DecodeOp(inline); err != nil { // what could not be replayed must never be logged
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		if !pr.urgent {
+			const least = 2 * block.Size // as for the smallest write
+			if !p.space.take(p, least) {
+				return fmt.Errorf("%w: %s", block.ErrNoSpace, p.space.describe(p))
+			}
+			defer p.space.release(least)
 		}
 		if err := p.startDeleting(pr.deletes); err != nil {
 			return err
@@ -167,6 +174,8 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		delete(p.volumes, v.number)
 		p.refreshKeep()
 		p.reclaimer.deleted.Store(true)
+	case op.SetPool != nil:
+		p.space.bound(p.cat)
 	case op.CreateSnapshots != nil:
 		for _, n := range op.CreateSnapshots.Of {
 			p.freeze(n.Volume, n.ID, nil)
@@ -342,7 +351,7 @@ func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timin
 		kept = c.LastState + 1
 		return proposal{op: &catalogue.Op{Rollback: &catalogue.Rollback{
 			Volume: v.Number, To: s.ID, KeptID: kept, KeptUUID: uuid.New(), KeptName: name, CreatedAt: now.UnixNano(),
-		}}}, nil
+		}}, urgent: true}, nil
 	})
 	if err != nil {
 		return SnapshotInfo{}, t, fmt.Errorf("roll back to %q: %w", ref, err)

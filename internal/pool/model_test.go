@@ -15,6 +15,7 @@ import (
 // replaced, so that clone is cheap.
 type model struct {
 	volumes map[string]*modelVolume
+	quota   int64
 }
 
 type content struct {
@@ -59,6 +60,7 @@ func (c content) clone() content { return content{c.size, maps.Clone(c.blocks)} 
 
 func (m *model) clone() *model {
 	n := newModel()
+	n.quota = m.quota
 	for name, v := range m.volumes {
 		w := newModelVolume(v.content.clone())
 		w.labels = maps.Clone(v.labels)
@@ -195,6 +197,7 @@ func (m *model) deleteVolume(name string) error {
 // are alike iff these are equal.
 func (m *model) String() string {
 	var b strings.Builder
+	fmt.Fprintf(&b, "quota %d\n", m.quota)
 	for _, name := range slices.Sorted(maps.Keys(m.volumes)) {
 		v := m.volumes[name]
 		fmt.Fprintf(&b, "%s %s", name, v.content.digest())

@@ -105,6 +105,7 @@ type Pool struct {
 	reclaimer    reclaimer
 
 	answers     answers
+	space       space
 	clientBytes atomic.Int64
 }
 
@@ -206,6 +207,7 @@ func (p *Pool) recover(super *superblock, durable uint64) error {
 		return err
 	}
 	p.cat = cat
+	p.space.bound(cat)
 	for _, v := range cat.Volumes() {
 		head := cat.Head(v)
 		p.volumes[v.Number] = p.newVolume(v, head, head.Root)
@@ -219,6 +221,7 @@ func (p *Pool) recover(super *superblock, durable uint64) error {
 	if err := p.reclaimer.init(p); err != nil {
 		return err
 	}
+	p.space.look(p)
 	if rec.LastSeq > super.durableSeq || rec.TornBytes > 0 {
 		p.event(EventRecovered, "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
 	}

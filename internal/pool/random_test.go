@@ -108,6 +108,7 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 			},
 			"rename":     func(t *rapid.T) { d.rename(volume.Draw(t, "volume"), volume.Draw(t, "to")) },
 			"resize":     func(t *rapid.T) { d.resize(volume.Draw(t, "volume"), size.Draw(t, "size")) },
+			"set quota":  func(t *rapid.T) { d.setQuota(rapid.SampledFrom([]int64{0, 1 << 30, 1 << 40}).Draw(t, "quota")) },
 			"checkpoint": func(t *rapid.T) { d.checkpoint() },
 			"reclaim":    func(t *rapid.T) { d.reclaim() },
 			"relayout": func(t *rapid.T) {

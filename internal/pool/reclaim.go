@@ -71,6 +71,7 @@ type reclaimer struct {
 	physical atomic.Int64 // bytes of segment files
 	live     atomic.Int64 // change of live bytes since the pool was opened, as far as known
 	marked   atomic.Int64 // live bytes by the last mark, less the counter at its position
+	maps     atomic.Int64 // bytes of live map nodes by the last mark
 	left     atomic.Int64 // garbage that the last cycle left
 	stuck    atomic.Bool  // the last cycle gave next to nothing back
 
@@ -133,7 +134,7 @@ func (r *reclaimer) room(p *Pool) int64 {
 
 // spareRoom is how much removed files may take: never more than the bound leaves room for.
 func (r *reclaimer) spareRoom(p *Pool) int64 {
-	return max(0, min(r.room(p), max(r.liveBytes()/16, 256<<20)))
+	return max(0, min(r.room(p), p.space.room(p), max(r.liveBytes()/16, 256<<20)))
 }
 
 func (r *reclaimer) start(p *Pool) {
@@ -158,6 +159,8 @@ func (r *reclaimer) start(p *Pool) {
 				return
 			case <-r.kick:
 			case <-tick.C:
+				p.space.look(p)
+				p.space.observe(p, false)
 				idle = written == p.log.BytesWritten()
 				written = p.log.BytesWritten()
 				if quiet++; !idle {
@@ -168,6 +171,7 @@ func (r *reclaimer) start(p *Pool) {
 				}
 			}
 			switch {
+			case p.space.press(p):
 			case idle && cleaned != written && r.garbage(p) > wellCleaned(r.liveBytes()):
 				r.cycle(p, wellCleaned)
 				written = p.log.BytesWritten()
@@ -371,9 +375,11 @@ func (r *reclaimer) gaveBack(c seglog.Compacted) {
 // markSizes finds how many bytes of each segment the basis refers to.
 func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]int64, error) {
 	live := map[uint64]int64{}
+	maps := int64(0)
 	for _, r := range basis.roots {
 		err := p.markState(ctx, r, func(n blockmap.Ptr) {
 			live[n.Addr.Segment()] += int64(n.Length)
+			maps += int64(n.Length)
 		}, func(entries []blockmap.Entry) {
 			for _, e := range entries {
 				if e.Mapped() {
@@ -385,6 +391,7 @@ func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]in
 			return nil, fmt.Errorf("mark: %w", err)
 		}
 	}
+	p.reclaimer.maps.Store(maps)
 	return live, nil
 }
 

@@ -307,6 +307,11 @@ func (m *mover) move(pins *blockmap.Pins, at uint64) error {
 	if moved == 0 {
 		return nil
 	}
+	need := int64(moved+2) * block.Size
+	if !p.space.take(p, need) {
+		return fmt.Errorf("%w: %s", block.ErrNoSpace, p.space.describe(p))
+	}
+	defer p.space.release(need)
 	if _, err := p.log.Append(batch); err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func (b *big) list() (snapshots int, exclusive int64) {
 func TestManySnapshots(t *testing.T) {
 	count, changes, size := 1000, 8, int64(16<<30)
 	if *scaleFull {
-		count, changes, size = 10_000, 64, 64<<40
+		count, changes, size = 10_000, 16, 64<<40
 	}
 	b := newBig(t)
 	_, err := b.p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: size})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -102,4 +103,65 @@ func TestExclusiveIsWhatDeletingFrees(t *testing.T) {
 		}
 		d.verify()
 	})
+}
+
+// A volume's total is what deleting it with all its snapshots gives back, and no number while clones share that; the
+// largest holders are named first.
+func TestHolders(t *testing.T) {
+	d := newDriver(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	d.createVolume("a", 256<<10)
+	d.createVolume("b", 256<<10)
+	for i := range 3 {
+		d.submit("a", writeOp(0, 64<<10))
+		d.snapshot(fmt.Sprintf("s%d", i), "a")
+	}
+	d.submit("a", writeOp(32<<10, 8<<10))
+	d.rollback("a", "s1")
+	d.submit("a", writeOp(0, 4096))
+	d.deleteSnapshot("a", "s1") // two descend from it
+	d.bookmark("a", "s0", "k")
+	d.submit("b", writeOp(0, 128<<10))
+	holders := func() pool.Holders {
+		t.Helper()
+		h, err := d.p.Holders(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range h.Volumes {
+			if total, err := d.p.VolumeTotal(ctx, v.Name); err != nil || total != v.Total {
+				t.Errorf("the total of %s is %d, or %d (%v)", v.Name, v.Total, total, err)
+			}
+		}
+		for _, s := range h.Snapshots {
+			if v, name, _ := strings.Cut(s.Name, "@"); d.exclusive(v, name) != s.Exclusive {
+				t.Errorf("%s holds %d bytes, or %d", s.Name, s.Exclusive, d.exclusive(v, name))
+			}
+		}
+		return h
+	}
+	h := holders()
+	if len(h.Volumes) != 2 || h.Volumes[0].Name != "a" || h.Volumes[0].Snapshots != 3 || len(h.Snapshots) != 3 || len(h.Hidden) != 1 || h.Hidden[0].Exclusive == 0 {
+		t.Errorf("%+v", h)
+	}
+	if h.Volumes[1].Total != 128<<10 || h.Volumes[1].Exclusive != 128<<10 {
+		t.Errorf("%+v", h.Volumes[1])
+	}
+	before := d.referenced()
+	d.cloneVolume("a", "s0", "c")
+	if h := holders(); h.Volumes[slices.IndexFunc(h.Volumes, func(v pool.Holder) bool { return v.Name == "a" })].Total != -1 {
+		t.Errorf("with a clone: %+v", h)
+	}
+	d.deleteVolume("c")
+	if again := holders(); again.Volumes[0].Total != h.Volumes[0].Total {
+		t.Errorf("after the clone went: %+v, before it came %+v", again, h)
+	}
+	for _, s := range slices.Sorted(maps.Keys(d.present().volumes["a"].snapshots)) {
+		d.deleteSnapshot("a", s)
+	}
+	d.deleteBookmark("a", "k")
+	d.deleteVolume("a")
+	if freed := before - d.referenced(); freed != h.Volumes[0].Total {
+		t.Errorf("deleting the volume and all of it frees %d bytes, not %d", freed, h.Volumes[0].Total)
+	}
 }

@@ -78,10 +78,15 @@ func (v *volume) submit(ctx context.Context, ops []*block.Op) {
 	if err == nil {
 		err = v.pool.reclaimer.throttle(ctx, v.pool)
 	}
+	var admitted int64
+	if err == nil {
+		admitted, err = v.pool.space.admit(ctx, v.pool, ops)
+	}
 	if err != nil {
 		failAll(ops, err)
 		return
 	}
+	defer v.pool.space.release(admitted)
 	v.resize.RLock()
 	defer v.resize.RUnlock()
 	size := v.size.Load()
@@ -179,6 +184,7 @@ func (v *volume) commit(w *write) {
 	v.pool.clientBytes.Add(bytes)
 	v.pool.checkpointer.noticed(v.pool)
 	v.pool.reclaimer.noticed(v.pool)
+	v.pool.space.noticed(v.pool)
 }
 
 // piece is a part of an op that becomes changes of one kind: bytes from lo up to hi.

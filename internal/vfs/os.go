@@ -71,6 +71,16 @@ func (osFS) List(dir string) ([]string, error) {
 
 func (osFS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
+func (osFS) Space(dir string) (total, free int64, err error) {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Statfs(dir, &st) }); err != nil {
+		return 0, 0, &fs.PathError{Op: "ask for space", Path: dir, Err: err}
+	}
+	// What only root may use counts as used.
+	free = int64(st.Bavail) * st.Bsize
+	return int64(st.Blocks-st.Bfree)*st.Bsize + free, free, nil
+}
+
 func (osFS) SyncDir(dir string) error {
 	d, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {

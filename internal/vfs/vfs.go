@@ -51,6 +51,8 @@ type FS interface {
 	// Stat describes a file or directory. Sys of the result is a *syscall.Stat_t
 	// whose Ino, Size and Blocks (of 512 bytes, what is allocated) are set.
 	Stat(name string) (fs.FileInfo, error)
+	// Space tells how large the file system of a directory is and how much of it is free for us, in bytes.
+	Space(dir string) (total, free int64, err error)
 	// SyncDir makes the entries of a directory durable.
 	SyncDir(dir string) error
 	// Lock takes an exclusive lock on the file name, creating it if needed and

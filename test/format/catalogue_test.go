@@ -89,6 +89,7 @@ type operation struct {
 	DeleteBookmark *struct {
 		ID uint64 `cbor:"1,keyasint"`
 	} `cbor:"10,keyasint"`
+	SetPool map[int]any `cbor:"11,keyasint"`
 }
 
 // state is a state with its map.
@@ -239,7 +240,7 @@ func (c *contents) apply(op *operation) error {
 			c.states[id].Kind = 3
 			c.dissolve(id)
 		}
-	case op.Protect != nil:
+	case op.Protect != nil, op.SetPool != nil:
 	case op.Rollback != nil:
 		o := op.Rollback
 		c.freeze(o.Volume, o.KeptID, o.KeptName)

@@ -122,9 +122,14 @@ func (c *Client) Status(ctx context.Context) (contract.Status, error) {
 	return get[contract.Status](ctx, c, "/v1/status")
 }
 
-// Pool describes the pool.
-func (c *Client) Pool(ctx context.Context) (contract.Pool, error) {
-	return get[contract.Pool](ctx, c, "/v1/pool")
+// Pool describes the pool, and names, of each kind, the top that hold the most.
+func (c *Client) Pool(ctx context.Context, top int) (contract.Pool, error) {
+	return get[contract.Pool](ctx, c, fmt.Sprintf("/v1/pool?top=%d", top))
+}
+
+// ChangePool bounds the pool.
+func (c *Client) ChangePool(ctx context.Context, r contract.ChangePool) (contract.Pool, error) {
+	return send[contract.Pool](ctx, c, http.MethodPatch, "/v1/pool", r)
 }
 
 // Check starts to verify the pool.
@@ -140,6 +145,11 @@ func (c *Client) Reclaim(ctx context.Context) (contract.Job, error) {
 // Relayout starts to rewrite a volume's blocks in order.
 func (c *Client) Relayout(ctx context.Context, volume string) (contract.Job, error) {
 	return send[contract.Job](ctx, c, http.MethodPost, "/v1/volumes/"+url.PathEscape(volume)+"/relayout", nil)
+}
+
+// Events lists the latest events, oldest first.
+func (c *Client) Events(ctx context.Context) ([]contract.Event, error) {
+	return get[[]contract.Event](ctx, c, "/v1/events")
 }
 
 // Volumes lists volumes by name.

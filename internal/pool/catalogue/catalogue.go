@@ -84,10 +84,12 @@ type Volume struct {
 
 // Catalogue is the present. It is for one writer at a time, or many readers.
 type Catalogue struct {
-	LastEpoch  uint64
-	LastVolume uint64
-	LastState  uint64
-	LiveBytes  int64 // what the states refer to, as far as the pool knew when the image was made
+	LastEpoch                uint64
+	LastVolume               uint64
+	LastState                uint64
+	QuotaBytes, ReserveBytes int64
+
+	LiveBytes int64 // what the states refer to, as far as the pool knew when the image was made
 
 	volumes  map[uint64]*Volume
 	byName   map[string]uint64

@@ -17,6 +17,8 @@ type image struct {
 	Volumes    []volumeImage `cbor:"4,keyasint"`
 	States     []stateImage  `cbor:"5,keyasint"`
 	LiveBytes  int64         `cbor:"6,keyasint,omitempty"`
+	Quota      int64         `cbor:"7,keyasint,omitempty"`
+	Reserve    int64         `cbor:"8,keyasint,omitempty"`
 }
 
 type volumeImage struct {
@@ -65,7 +67,9 @@ type rootImage struct {
 // Encode returns the catalogue's bytes. heads gives the maps of the live heads
 // as they were at the same point of the log. Every root must lie in the log.
 func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
-	im := image{LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState, LiveBytes: c.LiveBytes}
+	im := image{LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState, LiveBytes: c.LiveBytes,
+		Quota: c.QuotaBytes, Reserve: c.ReserveBytes,
+	}
 	for _, v := range c.Volumes() {
 		im.Volumes = append(im.Volumes, volumeImage{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: nanos(v.CreatedAt),
@@ -115,6 +119,10 @@ func Decode(p []byte) (*Catalogue, error) {
 	}
 	c := New()
 	c.LastEpoch, c.LastVolume, c.LastState, c.LiveBytes = im.LastEpoch, im.LastVolume, im.LastState, max(im.LiveBytes, 0)
+	c.QuotaBytes, c.ReserveBytes = im.Quota, im.Reserve
+	if im.Reserve < 0 || im.Quota < im.Reserve {
+		return nil, fmt.Errorf("catalogue image: a quota of %d bytes with a reserve of %d", im.Quota, im.Reserve)
+	}
 	for _, v := range im.Volumes {
 		if v.Number == 0 || v.Number > c.LastVolume || c.volumes[v.Number] != nil || c.VolumeByName(v.Name) != nil {
 			return nil, fmt.Errorf("catalogue image: name or number of volume %d (%q) cannot be", v.Number, v.Name)

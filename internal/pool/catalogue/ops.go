@@ -26,6 +26,7 @@ type Op struct {
 	Rollback        *Rollback        `cbor:"8,keyasint,omitempty"`
 	CreateBookmark  *CreateBookmark  `cbor:"9,keyasint,omitempty"`
 	DeleteBookmark  *DeleteBookmark  `cbor:"10,keyasint,omitempty"`
+	SetPool         *SetPool         `cbor:"11,keyasint,omitempty"`
 }
 
 // CreateVolume makes an empty volume, or, with From, a clone of that state.
@@ -98,6 +99,12 @@ type Rollback struct {
 	CreatedAt int64     `cbor:"6,keyasint"`
 }
 
+// SetPool bounds the size of the pool's log.
+type SetPool struct {
+	QuotaBytes   int64 `cbor:"1,keyasint"` // 0: no bound
+	ReserveBytes int64 `cbor:"2,keyasint"`
+}
+
 var (
 	encoding, _ = cbor.CoreDetEncOptions().EncMode()
 	decoding, _ = cbor.DecOptions{MaxArrayElements: 1 << 24, MaxMapPairs: 1 << 20, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField}.DecMode()
@@ -166,6 +173,12 @@ func (c *Catalogue) Apply(op *Op) error {
 		return c.createBookmark(op.CreateBookmark)
 	case op.DeleteBookmark != nil:
 		return c.deleteBookmark(op.DeleteBookmark.ID)
+	case op.SetPool != nil:
+		if op.SetPool.ReserveBytes < 0 || op.SetPool.QuotaBytes < op.SetPool.ReserveBytes {
+			return fmt.Errorf("set pool: a quota of %d bytes with a reserve of %d", op.SetPool.QuotaBytes, op.SetPool.ReserveBytes)
+		}
+		c.QuotaBytes, c.ReserveBytes = op.SetPool.QuotaBytes, op.SetPool.ReserveBytes
+		return nil
 	}
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }

@@ -17,6 +17,8 @@ type View struct {
 	LastState  uint64
 	LiveBytes  int64
 
+	QuotaBytes, ReserveBytes int64
+
 	volumes []*Volume
 	states  []*State // oldest first
 
@@ -27,6 +29,7 @@ type View struct {
 func (c *Catalogue) View() *View {
 	return &View{
 		LastEpoch: c.LastEpoch, LastVolume: c.LastVolume, LastState: c.LastState, LiveBytes: c.LiveBytes,
+		QuotaBytes: c.QuotaBytes, ReserveBytes: c.ReserveBytes,
 		volumes: slices.Collect(maps.Values(c.volumes)), states: c.States(),
 	}
 }
@@ -48,6 +51,9 @@ func (c *View) State(id uint64) *State {
 	}
 	return nil
 }
+
+// DataParent is Catalogue.DataParent.
+func (c *View) DataParent(s *State) *State { return dataParent(s, c.State) }
 
 // Own is Catalogue.Own.
 func (c *View) Own(s *State) blockmap.Own { return ownOf(s, c.State) }

@@ -144,6 +144,14 @@ func (f *FS) SetCapacity(sizeBytes int64) {
 	f.capacity = sizeBytes / pageSize
 }
 
+// Space implements vfs.FS.
+func (f *FS) Space(string) (total, free int64, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	capacity := min(f.capacity, 1<<40)
+	return capacity * pageSize, max(capacity-f.used, 0) * pageSize, nil
+}
+
 // UsedBytes is the space that file content takes.
 func (f *FS) UsedBytes() int64 {
 	f.mu.Lock()
