@@ -113,6 +113,7 @@ func runLoad(ctx context.Context, v *server, size int64, l load, by limits) (fig
 	if err != nil {
 		return figures{}, err
 	}
+	v.dirty = v.dirty || l.writes()
 	job, err := fio(ctx, v.uri, size, options...)
 	if err != nil {
 		return figures{}, err

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -33,6 +34,10 @@ func (r *results) markdown() string {
 	p.say("Programs: %s.", strings.Join(r.Machine.Programs, "; "))
 	p.say("Figures of different runs cannot be compared; ratios are taken between neighbours in one run. Everything measured is in")
 	p.say("[results.json](results.json), from which `make bench BENCH=\"-render bench/results.json\"` writes this page again.\n")
+	if load, err := strconv.ParseFloat(r.Machine.Load, 64); err == nil && load > float64(r.Machine.Cores)/2 {
+		p.say("**The machine was busy when this began (load %s on %s): these figures show that the program works, and little else.**\n",
+			r.Machine.Load, count(r.Machine.Cores, "core"))
+	}
 	for _, name := range sectionNames() {
 		if failure, ok := r.Failures[name]; ok {
 			p.say("**The section %s failed: %s**\n", name, failure)

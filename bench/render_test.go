@@ -136,6 +136,18 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestBusyMachineIsNamed: who reads figures from a machine that did other things is told.
+func TestBusyMachineIsNamed(t *testing.T) {
+	r := example()
+	if strings.Contains(r.markdown(), "busy") {
+		t.Error("an idle machine is called busy")
+	}
+	r.Machine.Load = "1.20"
+	if !strings.Contains(r.markdown(), "busy when this began (load 1.20 on 2 cores)") {
+		t.Error("a busy machine is not called so")
+	}
+}
+
 // TestPageOfNothing: what was not measured has no table and stops nothing.
 func TestPageOfNothing(t *testing.T) {
 	r := &results{Failures: map[string]string{}}

@@ -30,11 +30,12 @@ type server struct {
 	uri   string        // of its disk
 	dir   string        // its own, removed with it
 	api   *client.Client
+	dirty bool // written to since it last settled
 }
 
 // start runs a server, whose directory dir becomes its own, and returns when it has made the file ready.
 func start(ctx context.Context, dir, uri, ready, name string, args ...string) (_ *server, err error) {
-	v := &server{cmd: exec.Command(name, args...), ended: make(chan struct{}), uri: uri, dir: dir}
+	v := &server{cmd: exec.Command(name, args...), ended: make(chan struct{}), uri: uri, dir: dir, dirty: true}
 	said := new(bytes.Buffer)
 	v.cmd.Stdout, v.cmd.Stderr = said, said
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -93,11 +94,12 @@ func (f fleet) stop() (err error) {
 // holds any more, so that neither is in the next run's way.
 func (f fleet) settle(ctx context.Context) error {
 	for _, v := range f {
-		if v.api != nil {
+		if v.api != nil && v.dirty {
 			if err := v.reclaim(ctx); err != nil {
 				return err
 			}
 		}
+		v.dirty = false
 	}
 	return f.sync()
 }

@@ -84,6 +84,7 @@ func (v *server) snapshot(ctx context.Context, name string) (contract.Snapshot, 
 
 // relayout rewrites the volume in order and returns when that is done.
 func (v *server) relayout(ctx context.Context, s settings) error {
+	v.dirty = true
 	_, err := output(ctx, s.varve, "--data", filepath.Join(v.dir, "data"), "volume", "relayout", volumeName)
 	return err
 }
