@@ -35,11 +35,12 @@ text { font: 13px system-ui, "DejaVu Sans", sans-serif; fill: #24292f }
 .small { font-size: 11px; fill: #57606a }
 .value { font-size: 11px; fill: #57606a; paint-order: stroke; stroke: #ffffff; stroke-width: 3px }
 .strong { font-weight: 600; fill: #24292f }
+.busy { fill: #cf222e; font-weight: 600 }
 .own { fill: #0969da } .deep { fill: #6cb0f7 } .raw { fill: #8c959f } .kit { fill: #b7bec6 } .chain { fill: #d4923a }
 .grid { stroke: #d0d7de } .one { stroke: #57606a; stroke-width: 1.5 } .aim { stroke: #cf222e; stroke-width: 2.5 }
 @media (prefers-color-scheme: dark) {
 .back { fill: #0d1117 } .value { stroke: #0d1117 }
-text { fill: #e6edf3 } .small, .value { fill: #9198a1 } .strong { fill: #e6edf3 }
+text { fill: #e6edf3 } .small, .value { fill: #9198a1 } .strong { fill: #e6edf3 } .busy { fill: #f85149 }
 .own { fill: #4493f8 } .deep { fill: #28599a } .raw { fill: #818b96 } .kit { fill: #5a636d } .chain { fill: #b9772a }
 .grid { stroke: #30363d } .one { stroke: #9198a1 } .aim { stroke: #f85149 }
 }
@@ -70,6 +71,9 @@ func (r *results) chart() string {
 	draw(`<rect class="back" width="%d" height="%d" rx="6"/>`, chartWidth, bottom+axisHeight)
 	draw(`<text class="title" x="16" y="28">Speed over NBD, best server of a raw file = 1</text>`)
 	draw(`<text class="small" x="16" y="48">longer is faster; medians of %s, side by side on one machine</text>`, count(r.Settings.Rounds, "round"))
+	if r.Machine.busy() {
+		draw(`<text class="small busy" x="%d" y="48" text-anchor="end">the machine was busy: not for comparing</text>`, chartWidth-16)
+	}
 	columns := []int{16, 190, 450}
 	legend := func(i int) (x, y int) { return columns[i%len(columns)], 66 + 18*(i/len(columns)) }
 	for i, s := range series {

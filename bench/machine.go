@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -47,6 +48,12 @@ func describeMachine(ctx context.Context, s settings) (m machine, err error) {
 		"varve " + first(s.varve, "version"), first("qemu-nbd", "--version"), first("nbdkit", "--version"), first("fio", "--version"),
 	}
 	return m, err
+}
+
+// busy tells whether the machine did other things when the run began.
+func (m machine) busy() bool {
+	load, err := strconv.ParseFloat(m.Load, 64)
+	return err == nil && load > float64(m.Cores)/2
 }
 
 // field is the first value of a name in a file of lines "name: value".

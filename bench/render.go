@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -34,7 +33,7 @@ func (r *results) markdown() string {
 	p.say("Programs: %s.", strings.Join(r.Machine.Programs, "; "))
 	p.say("Figures of different runs cannot be compared; ratios are taken between neighbours in one run. Everything measured is in")
 	p.say("[results.json](results.json), from which `make bench BENCH=\"-render bench/results.json\"` writes this page again.\n")
-	if load, err := strconv.ParseFloat(r.Machine.Load, 64); err == nil && load > float64(r.Machine.Cores)/2 {
+	if r.Machine.busy() {
 		p.say("**The machine was busy when this began (load %s on %s): these figures show that the program works, and little else.**\n",
 			r.Machine.Load, count(r.Machine.Cores, "core"))
 	}

@@ -146,6 +146,9 @@ func TestBusyMachineIsNamed(t *testing.T) {
 	if !strings.Contains(r.markdown(), "busy when this began (load 1.20 on 2 cores)") {
 		t.Error("a busy machine is not called so")
 	}
+	if !strings.Contains(r.chart(), "the machine was busy") {
+		t.Error("the chart of a busy machine does not say so")
+	}
 }
 
 // TestPageOfNothing: what was not measured has no table and stops nothing.
