@@ -109,14 +109,27 @@ func (osFS) Lock(name, holder string) (io.Closer, error) {
 	if err != nil {
 		return nil, renameOp(err, "lock")
 	}
-	err = retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	return flock(f, name, func() error { return writeHolder(f, holder) })
+}
+
+func (osFS) LockUnchanged(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, renameOp(err, "lock")
+	}
+	return flock(f, name, func() error { return nil })
+}
+
+// flock locks an open file, and then has its holder written.
+func flock(f *os.File, name string, write func() error) (io.Closer, error) {
+	err := retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	switch {
 	case errors.Is(err, unix.EWOULDBLOCK):
 		err = lockedError(name, readHolder(f))
 	case err != nil:
 		err = &fs.PathError{Op: "lock", Path: name, Err: err}
 	default:
-		err = writeHolder(f, holder)
+		err = write()
 	}
 	if err != nil {
 		_ = f.Close()

@@ -59,6 +59,8 @@ type FS interface {
 	// writing holder (one line) into it, so that the loser's ErrLocked can name the winner.
 	// Close releases it; so does the end of the process.
 	Lock(name, holder string) (io.Closer, error)
+	// LockUnchanged takes the lock of a file that exists and leaves the file as it is. fs.ErrNotExist, ErrLocked.
+	LockUnchanged(name string) (io.Closer, error)
 }
 
 // File is an open file. Methods may be called concurrently, Close last.

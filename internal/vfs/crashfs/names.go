@@ -304,6 +304,26 @@ func (f *FS) Lock(name, holder string) (io.Closer, error) {
 	return &lock{fs: f, id: id}, nil
 }
 
+// LockUnchanged is vfs.FS.
+func (f *FS) LockUnchanged(name string) (io.Closer, error) {
+	op := Op{Kind: Lock, Path: clean(name)}
+	var id inodeID
+	err := f.look(op, func() (err error) {
+		if id, _, err = f.findFile(op.Path); err != nil {
+			return err
+		}
+		if other, taken := f.locks[id]; taken {
+			return fmt.Errorf("%w by %s", vfs.ErrLocked, other)
+		}
+		f.locks[id] = "a reader"
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &lock{fs: f, id: id}, nil
+}
+
 func (f *FS) addLockFile(name string) (inodeID, *inode, error) {
 	_, dir, err := f.findDir(path.Dir(name))
 	if err != nil {

@@ -451,4 +451,19 @@ func testLock(t *testing.T, fsys vfs.FS, dir string) {
 	holds(t, f, "second\n")
 	must(t, f.Close())
 	must(t, second.Close())
+
+	// One who must change nothing takes the same lock.
+	third, err := fsys.LockUnchanged(name)
+	must(t, err)
+	_, err = fsys.Lock(name, "me")
+	want(t, err, vfs.ErrLocked, name)
+	_, err = fsys.LockUnchanged(name)
+	want(t, err, vfs.ErrLocked, name)
+	must(t, third.Close())
+	f, err = fsys.OpenReadOnly(name)
+	must(t, err)
+	holds(t, f, "second\n")
+	must(t, f.Close())
+	_, err = fsys.LockUnchanged(path.Join(dir, "no lock"))
+	want(t, err, fs.ErrNotExist, "no lock")
 }
