@@ -129,7 +129,7 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 		"get /v1/snapshots/{snapshot}", "get /v1/status", "get /v1/volumes", "get /v1/volumes/{volume}",
 		"patch /v1/pool", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}",
 		"post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
-		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/snapshots",
+		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/repairs", "post /v1/snapshots",
 		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
 		"post /v1/volumes/{volume}/relayout",
 	}

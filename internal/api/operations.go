@@ -146,6 +146,8 @@ func service(api huma.API, d *daemon.Daemon) {
 		})
 	operation(api, http.MethodPost, "/v1/checks", "check-pool", "Start to verify everything in the pool", http.StatusAccepted,
 		func(context.Context, *none) (contract.Job, error) { return d.StartCheck() })
+	operation(api, http.MethodPost, "/v1/repairs", "repair-pool", "Start to mend what can be mended in the pool", http.StatusAccepted,
+		func(context.Context, *none) (contract.Job, error) { return d.StartRepair() })
 	operation(api, http.MethodPost, "/v1/reclaims", "reclaim", "Start to give space back", http.StatusAccepted,
 		func(context.Context, *none) (contract.Job, error) { return d.StartReclaim() })
 }

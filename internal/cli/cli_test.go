@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "terminate": terminate, "exits": exits, "field": field,
 			"write": write, "holds": holds, "hold": hold, "release": release,
-			"fields": fields, "mode": mode, "wait-job": waitJob, "job-refused": jobRefused,
+			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused,
 		},
 	})
 }
@@ -225,6 +225,39 @@ func holds(ts *testscript.TestScript, neg bool, args []string) {
 	if bytes.Equal(got, bytes.Repeat([]byte{fill}, int(length))) == neg {
 		ts.Fatalf("%s holds %d... at %d", args[0], got[0], off)
 	}
+}
+
+// rot FILE OFFSET changes a byte of a file; rot FILL one of the first block in the log that is filled with that byte.
+func rot(ts *testscript.TestScript, _ bool, args []string) {
+	change := func(name string, off int64) {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		ts.Check(err)
+		b := make([]byte, 1)
+		_, err = f.ReadAt(b, off)
+		ts.Check(err)
+		b[0] ^= 0x10
+		_, err = f.WriteAt(b, off)
+		ts.Check(errors.Join(err, f.Close()))
+	}
+	n, err := strconv.ParseInt(args[len(args)-1], 10, 64)
+	ts.Check(err)
+	if len(args) == 2 {
+		change(ts.MkAbs(args[0]), n)
+		return
+	}
+	segments, err := filepath.Glob(filepath.Join(ts.Getenv("VARVE_DATA"), "pool/log/*.seg"))
+	ts.Check(err)
+	for _, s := range segments {
+		data, err := os.ReadFile(s)
+		ts.Check(err)
+		for off := 0; off+block.Size <= len(data); off += block.Size {
+			if bytes.Equal(data[off:off+block.Size], bytes.Repeat([]byte{byte(n)}, block.Size)) {
+				change(s, int64(off)+7)
+				return
+			}
+		}
+	}
+	ts.Fatalf("no block of %d in the log", n)
 }
 
 // hold EXPORT [write] keeps a connection open that has written, if so said.

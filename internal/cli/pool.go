@@ -5,14 +5,13 @@ import (
 	"fmt"
 
 	"varve/internal/contract"
-	"varve/internal/daemon"
 )
 
 type poolCommands struct {
 	Show    poolShow    `cmd:"" help:"Show the pool."`
 	Set     poolSet     `cmd:"" help:"Bound what the pool may take: at the quota writes fail, and what gives space back goes on."`
 	Reclaim poolReclaim `cmd:"" help:"Give all space back that nothing holds any more, now and thoroughly; it happens by itself as well."`
-	Check   poolCheck   `cmd:"" help:"Read and verify everything in the pool; exit status 5 if anything is damaged."`
+	Check   poolCheck   `cmd:"" help:"Read and verify everything in the pool, and mend it if asked to; exit status 5 if anything is damaged."`
 }
 
 type poolShow struct{}
@@ -130,43 +129,5 @@ func (poolReclaim) Run(t *terminal) error {
 			w.row("segments punched", r.Reclaim.Punched)
 			w.row("live", humanSize(r.Reclaim.LiveBytes))
 		})
-	})
-}
-
-type poolCheck struct {
-	Offline bool `help:"Without a daemon: open the pool in the data directory here."`
-}
-
-// Run checks the pool.
-func (c poolCheck) Run(t *terminal) error {
-	if c.Offline {
-		found, err := daemon.CheckOffline(t.ctx, daemon.Config{DataDir: t.Data}, nil)
-		if found != nil {
-			if shown := t.showCheck(found); err == nil {
-				err = shown
-			}
-		}
-		return err
-	}
-	job, err := t.client.Check(t.ctx)
-	if err != nil {
-		return err
-	}
-	return t.finish(job, func(r *contract.Result) error { return t.showCheck(r.Check) })
-}
-
-func (t *terminal) showCheck(c *contract.Check) error {
-	return t.print(c, func(w *table) {
-		w.row("blocks verified", c.Blocks)
-		w.row("map nodes verified", c.MapNodes)
-		w.row("read", humanSize(c.Bytes))
-		w.row("damaged places", len(c.Damage))
-		for _, d := range c.Damage {
-			if d.Offset != nil {
-				w.row(d.Object, d.Message, "at", *d.Offset, "length", d.Length)
-			} else {
-				w.row(d.Object, d.Message)
-			}
-		}
 	})
 }

@@ -143,6 +143,8 @@ const (
 	JobImport = "import"
 	JobExport = "export"
 	JobCheck  = "check"
+	// JobRepair mends the pool.
+	JobRepair = "repair"
 	// JobReclaim gives space back.
 	JobReclaim = "reclaim"
 	// JobRelayout rewrites a volume in order.
@@ -152,7 +154,7 @@ const (
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,reclaim,relayout"`
+	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -210,14 +212,53 @@ type Check struct {
 	MapNodes int64    `json:"map_nodes"`
 	Bytes    int64    `json:"bytes"`
 	Damage   []Damage `json:"damage"`
+	Leaks    []Leak   `json:"leaks" doc:"what takes space and belongs to nothing; no damage"`
+
+	LiveBytes      int64 `json:"live_bytes" doc:"what volumes and snapshots refer to, data and maps, counted"`
+	EstimatedBytes int64 `json:"estimated_live_bytes" doc:"what the pool took that to be"`
+	LogBytes       int64 `json:"log_bytes" doc:"in segment files"`
+	GarbageBytes   int64 `json:"garbage_bytes" doc:"of these, what nothing refers to and reclaim may give back"`
+
+	Refused string   `json:"refused,omitempty" doc:"why the pool cannot be opened as it is"`
+	Cut     *Cut     `json:"cut,omitempty" doc:"flushed batches of the log that a repair has to give up, or has given up"`
+	Repairs []string `json:"repairs,omitempty" doc:"what a repair has done"`
+	Left    []string `json:"left,omitempty" doc:"what a repair could not do, and why"`
+}
+
+// Leak is space that belongs to nothing.
+type Leak struct {
+	Object  string `json:"object" doc:"a file, or the log"`
+	Bytes   int64  `json:"bytes"`
+	Message string `json:"message"`
+}
+
+// Cut tells which batches of the log are given up, because one before them cannot be read.
+type Cut struct {
+	FirstSeq   uint64       `json:"first_seq"`
+	LastSeq    uint64       `json:"last_seq"`
+	Unreadable uint64       `json:"unreadable" doc:"batches of which nobody can say what was in them"`
+	Writes     []LostWrites `json:"writes"`
+	Operations []string     `json:"operations" doc:"on volumes and snapshots"`
+	Reason     string       `json:"reason"`
+}
+
+// LostWrites tells what was written to a volume in batches that are given up.
+type LostWrites struct {
+	Volume   string `json:"volume"`
+	FirstSeq uint64 `json:"first_seq"`
+	LastSeq  uint64 `json:"last_seq"`
+	Bytes    int64  `json:"bytes" doc:"written or discarded"`
 }
 
 // Damage is one place that cannot be read as it was written.
 type Damage struct {
-	Object  string `json:"object"`
-	Offset  *int64 `json:"offset" required:"true" doc:"within the object; null where it does not apply"`
-	Length  int64  `json:"length"`
-	Message string `json:"message"`
+	Object   string `json:"object" doc:"VOLUME, VOLUME@SNAP or a part of the pool"`
+	Volume   string `json:"volume" doc:"empty for a part of the pool"`
+	Snapshot string `json:"snapshot" doc:"empty for the volume itself"`
+	Offset   *int64 `json:"offset" required:"true" doc:"within the object; null where it does not apply"`
+	Length   int64  `json:"length"`
+	Lost     bool   `json:"lost" doc:"it is recorded as lost: nothing more can be made of it"`
+	Message  string `json:"message"`
 }
 
 // Pool describes the pool.

@@ -42,7 +42,7 @@ var codes = []struct {
 	{pool.ErrShrink, contract.CodeRefused, "what lies beyond the new end is lost; to do it all the same: --force"},
 	{pool.ErrInvalid, contract.CodeUsage, ""},
 	{block.ErrDamaged, contract.CodeDamaged, "see what is damaged: varve pool check"},
-	{pool.ErrDamagedLog, contract.CodeDamaged, "nothing was changed; keep a copy of the directory before anything else"},
+	{pool.ErrDamagedLog, contract.CodeDamaged, "nothing was changed; see what can be made of it: varve pool check --offline"},
 	{pool.ErrNewerFormat, contract.CodeFailed, "use the version of varve that wrote it, or a later one"},
 	{pool.ErrNotPool, contract.CodeFailed, "name a directory that does not exist yet or is empty to make a new one: --data DIR"},
 	{pool.ErrWriteStopped, contract.CodeFailed, "mend the disk, then restart the daemon; what was acknowledged as durable is kept"},

@@ -130,6 +130,18 @@ func (d *Daemon) StartCheck() (contract.Job, error) {
 		if err != nil {
 			return nil, err
 		}
+		check, err := checked(pool.RepairReport{After: report})
+		return &contract.Result{Check: check}, err
+	})
+}
+
+// StartRepair starts a job that mends what can be mended. Its result is that of a check afterwards.
+func (d *Daemon) StartRepair() (contract.Job, error) {
+	return d.jobs.start(contract.JobRepair, "pool", false, func(ctx context.Context, j *job) (*contract.Result, error) {
+		report, err := d.pool.Repair(ctx, j.progress)
+		if err != nil {
+			return nil, err
+		}
 		check, err := checked(report)
 		return &contract.Result{Check: check}, err
 	})
@@ -144,38 +156,4 @@ func (d *Daemon) StartReclaim() (contract.Job, error) {
 			Removed: done.Removed, Rewritten: done.Rewritten, Packed: done.Packed, Punched: done.Punched,
 		}}, err
 	})
-}
-
-// CheckOffline verifies the pool of a data directory that no daemon works on.
-// Damage is reported in the result and as an error of code damaged.
-func CheckOffline(ctx context.Context, c Config, progress func(float64)) (*contract.Check, error) {
-	c = c.withDefaults()
-	p, err := pool.Open(ctx, pool.Options{FS: vfs.OS(), Dir: poolDir(c.DataDir), MapCacheBytes: c.MapCacheBytes, Clock: c.Clock})
-	if err != nil {
-		return nil, err
-	}
-	report, err := p.Check(ctx, progress)
-	if closeErr := p.Close(context.WithoutCancel(ctx)); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return nil, err
-	}
-	return checked(report)
-}
-
-func checked(report pool.CheckReport) (*contract.Check, error) {
-	c := &contract.Check{Blocks: report.Blocks, MapNodes: report.MapNodes, Bytes: report.Bytes, Damage: []contract.Damage{}}
-	for _, found := range report.Damage {
-		damage := contract.Damage{Object: found.Object, Length: found.Length, Message: found.Message}
-		if found.Offset >= 0 {
-			damage.Offset = &found.Offset
-		}
-		c.Damage = append(c.Damage, damage)
-	}
-	if n := len(c.Damage); n > 0 {
-		return c, contract.Errorf(contract.CodeDamaged, "check pool: %s found", count(n, "damaged place")).
-			WithHint("what is listed cannot be read; everything else can: copy it elsewhere")
-	}
-	return c, nil
 }

@@ -13,20 +13,46 @@ import (
 	"varve/internal/pool/seglog"
 )
 
-// Damage is one finding of Check.
+// Damage is one finding of Check: a range of a volume or snapshot, or a part of the pool, that cannot be read. What several
+// states share is found in each.
 type Damage struct {
-	Object  string // VOLUME, VOLUME@SNAP or VOLUME#BOOKMARK, (hidden) for a deleted snapshot that others descend from, or a part of the pool
-	Offset  int64  // bytes within it; -1 for a part of the pool
-	Length  int64
+	Object           string // VOLUME, VOLUME@SNAP or VOLUME#BOOKMARK, (hidden) for a deleted snapshot that others descend from, or a part of the pool
+	Volume, Snapshot string // empty where Object is not of one
+	Offset           int64  // bytes within it; -1 for a part of the pool
+	Length           int64
+	Lost             bool // it is recorded as lost: a repair will not make more of it
+	Message          string
+}
+
+// Leak is space that nothing refers to and that nobody would give back by himself, or a file that is none of the pool's.
+type Leak struct {
+	Object  string // a file, or "log"
+	Bytes   int64
 	Message string
 }
 
 // CheckReport is what Check found.
 type CheckReport struct {
 	Blocks   int64 // data blocks verified
-	MapNodes int64 // map nodes verified
+	MapNodes int64 // pieces of maps verified
 	Bytes    int64 // of data blocks
 	Damage   []Damage
+	Leaks    []Leak
+
+	LiveBytes      int64 // what volumes and snapshots refer to: data and maps
+	EstimatedBytes int64 // what the pool took that to be
+	LogBytes       int64 // in segment files
+	GarbageBytes   int64 // of these, what nothing refers to in segments that could be reclaimed
+
+	nodes []*nodeDamage // damaged parts of maps, that a repair can record as lost
+	// last epoch and state that there were: what is newer was not looked at.
+	lastEpoch, lastState uint64
+}
+
+// nodeDamage is a part of a map that cannot be read, or a count in it that is wrong, and the states that show it.
+type nodeDamage struct {
+	err    *blockmap.NodeError
+	states []uint64
 }
 
 // maxFindings bounds a report; a pool that lost a disk has no use for a longer one.
@@ -40,81 +66,242 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		return CheckReport{}, fmt.Errorf("check: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	var subjects []ownedRoot
-	var names []string
-	release, err := p.pin(func() ([]ownedRoot, error) {
-		states := p.cat.States()
-		roots := make(map[uint64]blockmap.Root, len(states)) // each head at one instant
-		for _, s := range states {
-			roots[s.ID] = p.frozenRoot(s)
-		}
-		// Parents first: what a state shares with its parent was verified there. (A bookmark has its snapshot's epoch,
-		// and nothing of its own while that is there.)
-		slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
-		for _, s := range states {
-			r := ownedRoot{state: s.ID, root: roots[s.ID], own: p.cat.Own(s), hidden: s.Kind == catalogue.Hidden}
-			if r.hidden {
-				for _, k := range p.cat.VisibleBelow(s.ID) {
-					r.visible = append(r.visible, roots[k.ID])
-				}
-			}
-			subjects = append(subjects, r)
-			names = append(names, p.stateName(s))
-		}
-		return subjects, nil
-	})
+	c := checker{pool: p, ctx: ctx, children: map[uint64][]*checkedState{}, live: map[uint64]int64{}}
+	release, err := p.pin(c.choose)
 	if err != nil {
 		return CheckReport{}, fmt.Errorf("check: %w", err)
 	}
 	defer release()
 
-	report, err := p.checkCheckpoints()
-	if err == nil && p.log.Failure() == nil {
+	reclaimable, err := c.checkpoints()
+	if err == nil && (p.readOnly || p.log.Failure() == nil) {
 		err = p.log.DropCaches() // what is verified is what is on the disk; after a failed sync the cache may be all there is
 	}
 	if err != nil {
-		return report, fmt.Errorf("check: %w", err)
+		return c.report, fmt.Errorf("check: %w", err)
 	}
-	for i, s := range subjects {
-		c := blockCheck{pool: p, ctx: ctx, report: &report, object: names[i]}
-		verify := c.verify
-		if s.hidden {
-			verify = c.verifyHeld(s.visible)
-		}
-		nodes, err := p.store.Check(s.root, s.own, verify, c.found)
-		report.MapNodes += nodes
-		if err == nil {
-			err = c.flush()
-		}
-		if err != nil {
-			return report, fmt.Errorf("check %s: %w", names[i], err)
+	for i, s := range c.subjects {
+		if err := c.check(s); err != nil {
+			return c.report, fmt.Errorf("check %s: %w", s.name, err)
 		}
 		if progress != nil {
-			progress(float64(i+1) / float64(len(subjects)))
+			progress(float64(i+1) / float64(len(c.subjects)))
 		}
 	}
-	report.Bytes = report.Blocks * block.Size
-	return report, nil
+	if err := c.leaks(reclaimable); err != nil {
+		return c.report, fmt.Errorf("check: %w", err)
+	}
+	c.report.Bytes = c.report.Blocks * block.Size
+	c.report.EstimatedBytes = p.reclaimer.liveBytes()
+	c.report.Damage = merged(c.report.Damage)
+	return c.report, nil
 }
 
-// checkCheckpoints verifies both superblock slots and the images they lead to.
-func (p *Pool) checkCheckpoints() (CheckReport, error) {
-	var report CheckReport
-	p.checkpointMu.Lock()
-	defer p.checkpointMu.Unlock()
-	supers, err := readSuperblocks(p.superFile)
-	if err != nil && !errors.Is(err, ErrDamagedLog) {
-		return report, err
+// checker is one check under way.
+type checker struct {
+	pool     *Pool
+	ctx      context.Context
+	report   CheckReport
+	subjects []*checkedState            // parents first: what a state shares with its parent was verified there
+	children map[uint64][]*checkedState // by parent's ID
+	live     map[uint64]int64           // bytes by segment
+}
+
+// checkedState is a state that is checked.
+type checkedState struct {
+	ownedRoot
+	name, volume, snapshot string
+	blocks                 uint64
+	noData                 bool // a bookmark, whose map may name blocks that are gone
+}
+
+func (c *checker) choose() ([]ownedRoot, error) {
+	cat := c.pool.cat
+	c.report.lastEpoch, c.report.lastState = cat.LastEpoch, cat.LastState
+	states := cat.States()
+	slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	maps := make(map[uint64]blockmap.Root, len(states)) // each head at one instant
+	for _, st := range states {
+		maps[st.ID] = c.pool.frozenRoot(st)
 	}
-	if n := min(2, int(p.super.Load().generation)+1) - len(supers); n > 0 {
-		report.Damage = append(report.Damage, Damage{Object: superblockName, Offset: -1, Message: fmt.Sprintf("%d of its slots are not sound; the next checkpoints write them anew", n)})
+	var roots []ownedRoot
+	for _, st := range states {
+		r := ownedRoot{state: st.ID, root: maps[st.ID], own: cat.Own(st), hidden: st.Kind == catalogue.Hidden}
+		if r.hidden {
+			for _, k := range cat.VisibleBelow(st.ID) {
+				r.visible = append(r.visible, maps[k.ID])
+			}
+		}
+		s := &checkedState{ownedRoot: r, name: c.pool.stateName(st), blocks: blocksIn(st.SizeBytes), noData: !st.Kind.HoldsData()}
+		switch st.Kind {
+		case catalogue.Snapshot:
+			s.snapshot = st.Name
+			fallthrough
+		case catalogue.Head, catalogue.Bookmark:
+			s.volume = cat.Volume(st.Volume).Name
+		}
+		roots = append(roots, s.ownedRoot)
+		c.subjects = append(c.subjects, s)
+		c.children[st.Parent] = append(c.children[st.Parent], s)
 	}
-	for i := range supers {
-		if _, err := p.loadCatalogue(&supers[i]); err != nil {
-			report.Damage = append(report.Damage, Damage{Object: fmt.Sprintf("checkpoint %d", supers[i].generation), Offset: -1, Message: err.Error()})
+	if err := cat.Verify(); err != nil {
+		c.report.Damage = append(c.report.Damage, Damage{Object: "catalogue", Offset: -1, Message: err.Error()})
+	}
+	return roots, nil
+}
+
+// finding is a range of a state's blocks that cannot be read.
+type finding struct {
+	lba, blocks uint64
+	entry       blockmap.Entry // of one block
+	node        *nodeDamage    // or of a part of the map
+	lost        bool
+	message     string
+}
+
+// check verifies what a state does not share with its parent.
+func (c *checker) check(s *checkedState) error {
+	b := blockCheck{checker: c}
+	verify := b.verify
+	if s.hidden {
+		verify = b.verifyHeld(s.visible)
+	}
+	err := c.pool.store.Check(s.root, s.own, func(n blockmap.Ptr) {
+		c.report.MapNodes++
+		c.live[n.Addr.Segment()] += int64(n.Length)
+	}, verify, func(e *blockmap.NodeError) {
+		if e.First >= s.blocks { // beyond the end of a volume that was shrunk nobody looks
+			return
+		}
+		b.bad = append(b.bad, finding{
+			lba: e.First, blocks: min(e.Blocks(), s.blocks-e.First), node: &nodeDamage{err: e}, lost: errors.Is(e, blockmap.ErrLost), message: e.Error(),
+		})
+	})
+	if err == nil {
+		err = b.flush()
+	}
+	if err == nil && len(b.bad) > 0 {
+		err = c.tell(s, b.bad)
+	}
+	return err
+}
+
+// tell adds what was found in a state to the report, for it and for all that share it with it: these descend
+// from it, and from each other.
+func (c *checker) tell(s *checkedState, found []finding) error {
+	for _, f := range found {
+		if f.node != nil {
+			if len(f.node.states) == 0 && !f.lost && len(c.report.nodes) < maxFindings {
+				c.report.nodes = append(c.report.nodes, f.node)
+			}
+			f.node.states = append(f.node.states, s.state)
+		}
+		if f.node == nil && s.noData {
+			continue
+		}
+		if len(c.report.Damage) < maxFindings {
+			c.report.Damage = append(c.report.Damage, Damage{
+				Object: s.name, Volume: s.volume, Snapshot: s.snapshot, Offset: int64(f.lba) * block.Size, Length: int64(f.blocks) * block.Size,
+				Lost: f.lost, Message: f.message,
+			})
+		} else if len(c.report.Damage) == maxFindings {
+			c.report.Damage = append(c.report.Damage, Damage{Object: "pool", Offset: -1, Message: "there is more damage, which is not listed"})
 		}
 	}
-	return report, nil
+	for _, k := range c.children[s.state] {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		var shared []finding
+		for _, f := range found {
+			shows, err := c.shows(k, &f)
+			if err != nil {
+				return err
+			}
+			if shows {
+				f.blocks = min(f.blocks, k.blocks-f.lba)
+				shared = append(shared, f)
+			}
+		}
+		if len(shared) > 0 {
+			if err := c.tell(k, shared); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// shows tells whether a state has what was found in its parent.
+func (c *checker) shows(s *checkedState, f *finding) (bool, error) {
+	if f.lba >= s.blocks {
+		return false, nil
+	}
+	if f.node != nil {
+		return c.pool.store.Shows(s.root, f.node.err)
+	}
+	var e [1]blockmap.Entry
+	pins := c.pool.store.NewPins()
+	err := waitFor(pins, func() error { return s.root.Lookup(pins, f.lba, e[:]) })
+	if errors.Is(err, blockmap.ErrDamaged) { // which is told by itself
+		return false, nil
+	}
+	return e[0] == f.entry, err
+}
+
+// merged sorts findings, the pool's own first, and joins those that are of one kind and adjacent.
+func merged(all []Damage) []Damage {
+	slices.SortStableFunc(all, func(a, b Damage) int {
+		own := func(d *Damage) int { return min(int(d.Offset), 0) }
+		return cmp.Or(cmp.Compare(own(&a), own(&b)), cmp.Compare(a.Object, b.Object), cmp.Compare(max(a.Offset, 0), max(b.Offset, 0)))
+	})
+	out := all[:0]
+	for _, d := range all {
+		if n := len(out); n > 0 && d.Offset >= 0 {
+			// What is shared may have been found by itself as well.
+			if last := &out[n-1]; last.Object == d.Object && last.Lost == d.Lost && last.Offset >= 0 && last.Offset+last.Length >= d.Offset {
+				last.Length = max(last.Length, d.Offset+d.Length-last.Offset)
+				continue
+			}
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// checkpoints verifies both superblock slots and the images they lead to. It returns the segment from
+// which on nothing may be reclaimed yet.
+func (c *checker) checkpoints() (reclaimable uint64, err error) {
+	p := c.pool
+	p.checkpointMu.Lock()
+	defer p.checkpointMu.Unlock()
+	found := func(object, message string) {
+		c.report.Damage = append(c.report.Damage, Damage{Object: object, Offset: -1, Message: message})
+	}
+	if p.superFile == nil {
+		found(superblockName, "it is missing")
+		return 0, nil
+	}
+	supers, err := readSuperblocks(p.superFile)
+	if err != nil && !errors.Is(err, ErrDamagedLog) {
+		return 0, err
+	}
+	if n := min(2, int(p.super.Load().generation)+1) - len(supers); n > 0 {
+		found(superblockName, fmt.Sprintf("%d of its slots are not sound; the next checkpoints write them anew", n))
+	}
+	for i := range supers {
+		s := &supers[i]
+		if s.pool != p.ID() {
+			found(superblockName, fmt.Sprintf("a slot is of another pool, %s", s.pool))
+		}
+		if reclaimable = s.position.Segment; i > 0 {
+			reclaimable = min(reclaimable, supers[0].position.Segment)
+		}
+		if _, err := p.loadCatalogue(s); err != nil {
+			found(fmt.Sprintf("checkpoint %d", s.generation), err.Error())
+		}
+	}
+	return reclaimable, nil
 }
 
 func (p *Pool) stateName(s *catalogue.State) string {
@@ -133,11 +320,9 @@ func (p *Pool) stateName(s *catalogue.State) string {
 // blockCheck verifies the blocks of one state, some at a time in the order in which they lie in the
 // log: by LBA a volume that was written at random would be read at random.
 type blockCheck struct {
-	pool    *Pool
-	ctx     context.Context
-	report  *CheckReport
-	object  string
+	*checker
 	pending []checked
+	bad     []finding
 	buf     []byte
 }
 
@@ -154,7 +339,11 @@ const (
 
 func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
 	for i, e := range entries {
-		if e.Mapped() {
+		switch {
+		case e.Lost():
+			c.bad = append(c.bad, finding{lba: lba + uint64(i), blocks: 1, entry: e, lost: true, message: lostBlock(e).Error()})
+		case e.Mapped():
+			c.live[e.Addr.Segment()] += block.Size
 			c.pending = append(c.pending, checked{lba + uint64(i), e})
 		}
 	}
@@ -193,14 +382,9 @@ func (c *blockCheck) verifyHeld(visible []blockmap.Root) func(uint64, []blockmap
 	}
 }
 
-// flush verifies what is pending, and tells what is damaged by LBA.
+// flush verifies what is pending.
 func (c *blockCheck) flush() error {
 	slices.SortFunc(c.pending, func(a, b checked) int { return cmp.Compare(a.entry.Addr, b.entry.Addr) })
-	type finding struct {
-		lba uint64
-		err error
-	}
-	var bad []finding
 	for left := c.pending; len(left) > 0; {
 		if err := c.ctx.Err(); err != nil {
 			return err
@@ -209,20 +393,16 @@ func (c *blockCheck) flush() error {
 		for n < len(left) && n < checkedRun && continues(left[0].entry, left[n].entry, n) {
 			n++
 		}
-		if err := c.verifyRun(left[:n], func(lba uint64, err error) { bad = append(bad, finding{lba, err}) }); err != nil {
+		if err := c.verifyRun(left[:n]); err != nil {
 			return err
 		}
 		left = left[n:]
-	}
-	slices.SortFunc(bad, func(a, b finding) int { return cmp.Compare(a.lba, b.lba) })
-	for _, f := range bad {
-		c.found(f.lba, 1, f.err)
 	}
 	c.pending = c.pending[:0]
 	return nil
 }
 
-func (c *blockCheck) verifyRun(run []checked, damaged func(lba uint64, err error)) error {
+func (c *blockCheck) verifyRun(run []checked) error {
 	c.buf = slices.Grow(c.buf[:0], len(run)*block.Size)[:len(run)*block.Size]
 	b := c.buf
 	c.report.Blocks += int64(len(run))
@@ -233,29 +413,10 @@ func (c *blockCheck) verifyRun(run []checked, damaged func(lba uint64, err error
 			continue
 		}
 		if err := c.pool.readBlock(k.entry, one); errors.Is(err, block.ErrDamaged) {
-			damaged(k.lba, err)
+			c.bad = append(c.bad, finding{lba: k.lba, blocks: 1, entry: k.entry, message: err.Error()})
 		} else if err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// found adds a finding, or extends the one before it.
-func (c *blockCheck) found(lba, blocks uint64, err error) {
-	d := Damage{Object: c.object, Offset: int64(lba) * block.Size, Length: int64(blocks) * block.Size, Message: err.Error()}
-	if n := len(c.report.Damage); n > 0 {
-		last := &c.report.Damage[n-1]
-		if last.Object == d.Object && last.Offset+last.Length == d.Offset {
-			last.Length += d.Length
-			return
-		}
-		if n == maxFindings {
-			last.Message = "and more, which are not listed"
-		}
-		if n >= maxFindings {
-			return
-		}
-	}
-	c.report.Damage = append(c.report.Damage, d)
 }

@@ -3,9 +3,11 @@ package pool_test
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	"varve/internal/block"
+	"varve/internal/pool"
 )
 
 // What a checkpoint leads to is verified on the disk while the pool is in use, the older
@@ -72,17 +74,20 @@ func TestCheckReadsEveryBlockOnce(t *testing.T) {
 		}
 		d.checkpoint()
 	}
-	// Whichever of them rots is found, once.
+	// Whichever of them rots is found, in every state that has it.
 	found := 0
 	for _, b := range batches(t, d.fs) {
 		for i := range b.payloadBlocks {
 			off := b.offset + (b.headerBlocks+i)*block.Size
 			rot(t, d.fs, b.file, off)
 			rep, err := d.p.Check(ctx, nil)
-			if err != nil || len(rep.Damage) > 1 {
+			one := func(x pool.Damage) bool {
+				return x.Offset != rep.Damage[0].Offset || x.Length != rep.Damage[0].Length || x.Message != rep.Damage[0].Message
+			}
+			if err != nil || slices.ContainsFunc(rep.Damage, one) {
 				t.Errorf("block %d of batch %d: found %+v, %v", i, b.seq, rep.Damage, err)
 			}
-			if len(rep.Damage) == 1 && rep.Damage[0].Length == block.Size { // a map node hides more
+			if len(rep.Damage) > 0 && rep.Damage[0].Length == block.Size { // a map node hides more
 				found++
 			}
 			rot(t, d.fs, b.file, off)

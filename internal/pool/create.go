@@ -91,12 +91,19 @@ func layOut(o Options, names []string) error {
 	} else if len(segments) > 0 {
 		return fmt.Errorf("%w: its log holds segments and the superblock is missing; restore the superblock rather than create a pool here", ErrDamagedLog)
 	}
+	s := superblock{pool: uuid.New(), salt: rand.Uint64(), createdAt: o.Clock().UTC(), segmentBytes: o.SegmentBytes}
+	return placeSuperblock(o, &s)
+}
+
+// placeSuperblock makes s the only superblock, durably, at once or not at all. There is no superblock.new.
+func placeSuperblock(o Options, s *superblock) error {
 	f, err := o.FS.Create(path.Join(o.Dir, newSuperblockName))
 	if err != nil {
 		return err
 	}
-	s := superblock{pool: uuid.New(), salt: rand.Uint64(), createdAt: o.Clock().UTC(), segmentBytes: o.SegmentBytes}
-	err = f.WriteAt([][]byte{s.encode(), make([]byte, slotBytes)}, 0)
+	slots := [][]byte{make([]byte, slotBytes), make([]byte, slotBytes)}
+	slots[s.generation%2] = s.encode()
+	err = f.WriteAt(slots, 0)
 	if err == nil {
 		err = f.Sync()
 	}

@@ -2,7 +2,6 @@ package pool
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -122,9 +121,8 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 		err = block.CheckRange(off, int64(len(p)), d.SizeBytes())
 	}
 	if err == nil {
-		if err = d.pool.read(d.view(), p, off, true); errors.Is(err, block.ErrDamaged) {
-			d.pool.event(EventDamage, d.name(), fmt.Sprintf("reading %d bytes at %d: %v", len(p), off, err))
-		}
+		err = d.pool.read(d.view(), p, off, true)
+		d.damageMet("reading", int64(len(p)), off, err)
 	}
 	if err != nil {
 		return fmt.Errorf("read %d bytes at %d of %s: %w", len(p), off, d.name(), err)
@@ -159,6 +157,9 @@ func (d *Device) Submit(ctx context.Context, ops []*block.Op) {
 	defer d.pool.end()
 	d.wrote.Store(true)
 	d.volume.submit(ctx, ops)
+	for _, op := range ops {
+		d.damageMet("writing", op.Length, op.Offset, op.Err)
+	}
 }
 
 // Flush implements block.Device. It covers the whole pool.
@@ -183,6 +184,7 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 	var out []block.Extent
 	if err == nil && length > 0 {
 		out, err = d.pool.extents(ctx, d.view(), off, length, limit)
+		d.damageMet("finding the extents of", length, off, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("extents of %d bytes at %d of %s: %w", length, off, d.name(), err)

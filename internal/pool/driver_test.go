@@ -47,6 +47,7 @@ type driver struct {
 	// possible are the states that a crash now may leave: from the last durable one
 	// up to the present, which is the last.
 	possible []*model
+	history  []*model // all that ever were the present
 
 	// tolerant is for tests of faults: a step may fail that the model performs. Then its
 	// error is in failed, nothing more is done, and the pool holds one of the last two possible states.
@@ -103,6 +104,7 @@ func (d *driver) step(name string, durable bool, change func(*model) error, run 
 	refused := change(next)
 	if refused == nil {
 		d.possible = append(d.possible, next)
+		d.history = append(d.history, next)
 	}
 	err := run()
 	if d.tolerant && refused == nil && err != nil {

@@ -27,6 +27,8 @@ var (
 	ErrNotPool = errors.New("not a pool")
 	// ErrNewerFormat: the pool was written by a newer version.
 	ErrNewerFormat = seglog.ErrNewerFormat
+	// ErrWouldLose: a repair would have to give up batches of the log that were flushed.
+	ErrWouldLose = errors.New("flushed writes would be lost")
 	// ErrDamagedLog: a part of the log that was durable cannot be read.
 	ErrDamagedLog = seglog.ErrDamaged
 )

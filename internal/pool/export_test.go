@@ -83,7 +83,7 @@ func (p *Pool) SnapshotEntries(ref SnapshotRef) []blockmap.Entry {
 
 // Replay applies an entry as opening the pool does.
 func (p *Pool) Replay(e seglog.Entry) error {
-	r := replayer{p, p.store.NewPins()}
+	r := replayer{pool: p, pins: p.store.NewPins()}
 	return r.apply(0, []seglog.Entry{e})
 }
 

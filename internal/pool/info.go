@@ -145,6 +145,7 @@ const (
 	EventSpace            = "space-low"         // 80, 90 or 95 percent are used
 	EventSpaceThrottled   = "space-throttled"   // writers wait for reclaim
 	EventSpaceFull        = "space-full"        // a write was refused
+	EventRepaired         = "repaired"          // an operator had the pool repaired, and this was done
 )
 
 // Event is something an operator wants to know.

@@ -82,6 +82,8 @@ type Pool struct {
 	log  *seglog.Log
 	// superFile is written by checkpoints alone.
 	superFile vfs.File
+	recovery  seglog.Recovery
+	readOnly  bool // opened to be checked: nothing can be written
 	store     *blockmap.Store
 
 	committer committer
@@ -107,15 +109,21 @@ type Pool struct {
 	answers     answers
 	space       space
 	clientBytes atomic.Int64
+	told        told       // damage that there was an event for
+	repairs     sync.Mutex // one at a time
 }
 
 // Open opens and recovers a pool and locks it. Errors: ErrNotPool,
 // ErrNewerFormat, ErrDamagedLog, vfs.ErrLocked.
 func Open(ctx context.Context, o Options) (*Pool, error) {
 	o.setDefaults()
-	p, err := open(o)
+	return openWritable(ctx, o, &opening{})
+}
+
+func openWritable(ctx context.Context, o Options, how *opening) (*Pool, error) {
+	p, err := open(o, how)
 	if errors.Is(err, block.ErrNoSpace) && releaseReserve(&o) {
-		p, err = open(o)
+		p, err = open(o, how)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
@@ -130,27 +138,47 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 	return p, nil
 }
 
-func open(o Options) (*Pool, error) {
+func open(o Options, how *opening) (*Pool, error) {
+	if how.readOnly {
+		o.FS = vfs.ReadOnly(o.FS)
+	}
 	name := path.Join(o.Dir, superblockName)
-	if _, err := o.FS.Stat(name); errors.Is(err, fs.ErrNotExist) {
+	_, err := o.FS.Stat(name)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if missing && (!how.salvage || !hasLog(&o)) {
 		return nil, notPool(&o)
 	}
 	lock, err := o.FS.Lock(path.Join(o.Dir, lockName), fmt.Sprintf("process %d", os.Getpid()))
 	if err != nil {
 		return nil, err
 	}
-	file, err := o.FS.Open(name)
+	var file vfs.File
+	var p *Pool
+	if missing {
+		err = fmt.Errorf("%w: there is no superblock", ErrDamagedLog)
+	} else if file, err = o.FS.Open(name); err == nil {
+		p, err = openNewest(o, file)
+	}
+	if errors.Is(err, blockmap.ErrDamaged) && !errors.Is(err, ErrDamagedLog) {
+		err = fmt.Errorf("%w: %w", ErrDamagedLog, err)
+	}
+	if how.salvage && isDamage(err) {
+		p, err = how.rescue(o, &file, err)
+	}
+	if err == nil && !how.readOnly {
+		if err = p.log.Resume(&p.recovery); err != nil {
+			p.log.Close()
+		}
+	}
 	if err != nil {
+		if file != nil {
+			_ = file.Close()
+		}
 		_ = lock.Close()
 		return nil, err
 	}
-	p, err := openNewest(o, file)
-	if err != nil {
-		_ = file.Close()
-		_ = lock.Close()
-		return nil, err
-	}
-	p.lock, p.superFile = lock, file
+	p.lock, p.superFile, p.readOnly = lock, file, how.readOnly
+	p.tellRecovery()
 	return p, nil
 }
 
@@ -170,7 +198,7 @@ func openNewest(o Options, file vfs.File) (*Pool, error) {
 	}
 	for i, super := range supers {
 		var p *Pool
-		p, err = openAt(o, super, durable)
+		p, err = openAt(o, super, durable, nil)
 		if err == nil {
 			return p, nil
 		}
@@ -184,8 +212,9 @@ func openNewest(o Options, file vfs.File) (*Pool, error) {
 	return nil, err
 }
 
-// openAt recovers the pool from one superblock. durable is the newest batch that any of them calls so.
-func openAt(o Options, super superblock, durable uint64) (*Pool, error) {
+// openAt replays the log from one superblock on. durable is the newest batch that any of them calls so. With
+// s, damage does not refuse the pool where something can be made of the rest.
+func openAt(o Options, super superblock, durable uint64, s *salvaged) (*Pool, error) {
 	p := &Pool{opts: o, volumes: map[uint64]*volume{}, snapOpen: map[uint64]int{}, deleting: map[uint64]bool{}}
 	p.super.Store(&super)
 	p.log = seglog.New(seglog.Config{
@@ -194,14 +223,14 @@ func openAt(o Options, super superblock, durable uint64) (*Pool, error) {
 	})
 	p.store = blockmap.NewStore(o.MapCacheBytes, p.readNode)
 	p.committer.pool = p
-	if err := p.recover(&super, durable); err != nil {
+	if err := p.recover(&super, durable, s); err != nil {
 		p.log.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Pool) recover(super *superblock, durable uint64) error {
+func (p *Pool) recover(super *superblock, durable uint64, s *salvaged) (err error) {
 	cat, err := p.loadCatalogue(super)
 	if err != nil {
 		return err
@@ -213,25 +242,32 @@ func (p *Pool) recover(super *superblock, durable uint64) error {
 		p.volumes[v.Number] = p.newVolume(v, head, head.Root)
 		cat.SetRoot(head.ID, blockmap.Root{})
 	}
-	r := replayer{pool: p, pins: p.store.NewPins()}
-	rec, err := p.log.Recover(super.position, durable, r.apply)
-	if err != nil {
+	r := replayer{pool: p, pins: p.store.NewPins(), salvaged: s}
+	var salvage *seglog.Salvage
+	if s != nil {
+		salvage = &s.log
+	}
+	if p.recovery, err = p.log.Replay(super.position, durable, salvage, r.apply); err != nil {
 		return err
 	}
 	if err := p.reclaimer.init(p); err != nil {
 		return err
 	}
 	p.space.look(p)
-	if rec.LastSeq > super.durableSeq || rec.TornBytes > 0 {
+	return nil
+}
+
+func (p *Pool) tellRecovery() {
+	if rec := &p.recovery; rec.LastSeq > p.super.Load().durableSeq || rec.TornBytes > 0 {
 		p.event(EventRecovered, "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
 	}
-	return nil
 }
 
 // replayer folds batches of the log into the pool.
 type replayer struct {
-	pool *Pool
-	pins *blockmap.Pins
+	pool     *Pool
+	pins     *blockmap.Pins
+	salvaged *salvaged // nil: damage ends the replay
 }
 
 func (r *replayer) apply(_ uint64, entries []seglog.Entry) error {
@@ -243,7 +279,7 @@ func (r *replayer) apply(_ uint64, entries []seglog.Entry) error {
 			if v == nil {
 				return fmt.Errorf("%w: an entry is of volume %d, which is not there", ErrDamagedLog, e.Volume)
 			}
-			if err := v.apply(r.pins, e); err != nil {
+			if err := r.salvaged.apply(v, r.pins, e); err != nil {
 				return fmt.Errorf("volume %q: %w", v.name(), err)
 			}
 			*r.pins = *r.pool.store.NewPins()
@@ -307,8 +343,10 @@ func (p *Pool) close() error {
 // abandon releases what the pool holds of the system, and saves nothing.
 func (p *Pool) abandon() {
 	p.log.Close()
-	_ = p.superFile.Close() // synced whenever it was written
-	_ = p.lock.Close()      // an advisory lock goes with its file whatever Close says
+	if p.superFile != nil {
+		_ = p.superFile.Close() // synced whenever it was written
+	}
+	_ = p.lock.Close() // an advisory lock goes with its file whatever Close says
 }
 
 // begin marks the start of a request; end its end. False once the pool is closed.

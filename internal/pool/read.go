@@ -21,25 +21,20 @@ func damaged(err error) error {
 	return err
 }
 
-// lost marks errors of reading a block's bytes, where they mean that these are gone.
-func lost(err error) error {
-	if isLoss(err) {
-		return fmt.Errorf("%w: %w", block.ErrDamaged, err)
-	}
-	return err
-}
-
 // readBlock fills p, one block, with what the entry refers to.
 func (p *Pool) readBlock(e blockmap.Entry, b []byte) error {
 	if !e.Mapped() {
 		clear(b)
 		return nil
 	}
+	if e.Lost() {
+		return lostBlock(e)
+	}
 	if err := p.log.ReadAt(e.Addr, b); err != nil {
-		return lost(err)
+		return lost(e.Addr, err)
 	}
 	if seglog.Checksum(b) != e.CRC {
-		return fmt.Errorf("%w: block at %s", block.ErrDamaged, e.Addr)
+		return rotten(e.Addr)
 	}
 	return nil
 }
@@ -131,7 +126,7 @@ func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wa
 		e := entries[i]
 		if n := block.Size - skip; skip > 0 || len(b) < block.Size {
 			if err := p.readRun(entries[i:i+1], s.block[:], wait); err != nil {
-				return err
+				return asked(i, err)
 			}
 			n = copy(b[:min(n, len(b))], s.block[skip:])
 			b, skip = b[n:], 0
@@ -142,8 +137,8 @@ func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wa
 		for i+n < len(entries) && (n+1)*block.Size <= len(b) && continues(e, entries[i+n], n) {
 			n++
 		}
-		if err := p.readRun(entries[i:i+n], b[:n*block.Size], wait); err != nil {
-			return err
+		if bad, err := p.readBlocks(entries[i:i+n], b[:n*block.Size], wait); err != nil {
+			return asked(i+bad, err)
 		}
 		b = b[n*block.Size:]
 		i += n
@@ -159,11 +154,27 @@ func continues(e, f blockmap.Entry, n int) bool {
 	return f.Addr == e.Addr.Plus(int64(n)*block.Size) && f.Addr.Segment() == e.Addr.Segment()
 }
 
+// readBlocks is readRun, and says which block it is that cannot be read.
+func (p *Pool) readBlocks(run []blockmap.Entry, b []byte, wait bool) (bad int, err error) {
+	if err = p.readRun(run, b, wait); !errors.Is(err, block.ErrDamaged) {
+		return 0, err
+	}
+	for i := range run {
+		if err := p.readRun(run[i:i+1], b[i*block.Size:(i+1)*block.Size], wait); err != nil {
+			return i, err
+		}
+	}
+	return 0, nil
+}
+
 // readRun reads blocks that lie behind each other and verifies them.
 func (p *Pool) readRun(run []blockmap.Entry, b []byte, wait bool) error {
 	if !run[0].Mapped() {
 		clear(b)
 		return nil
+	}
+	if run[0].Lost() {
+		return lostBlock(run[0])
 	}
 	var err error
 	if wait {
@@ -172,11 +183,11 @@ func (p *Pool) readRun(run []blockmap.Entry, b []byte, wait bool) error {
 		return vfs.ErrWouldBlock
 	}
 	if err != nil {
-		return lost(err)
+		return lost(run[0].Addr, err)
 	}
 	for i := range run {
 		if seglog.Checksum(b[i*block.Size:(i+1)*block.Size]) != run[i].CRC {
-			return fmt.Errorf("%w: block at %s", block.ErrDamaged, run[i].Addr)
+			return rotten(run[i].Addr)
 		}
 	}
 	return nil

@@ -382,7 +382,7 @@ func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]in
 			maps += int64(n.Length)
 		}, func(entries []blockmap.Entry) {
 			for _, e := range entries {
-				if e.Mapped() {
+				if e.Stored() {
 					live[e.Addr.Segment()] += block.Size
 				}
 			}

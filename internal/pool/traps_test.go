@@ -138,7 +138,8 @@ func TestRotInFlushedPayloadLosesThatBlockOnly(t *testing.T) {
 		}
 	}
 	rep, err := p.Check(ctx, nil)
-	if err != nil || len(rep.Damage) != 1 || rep.Damage[0].Offset != block.Size || rep.Damage[0].Length != block.Size {
+	if err != nil || len(rep.Damage) != 2 || rep.Damage[0].Object != "b" || rep.Damage[1].Object != "b@later" ||
+		rep.Damage[0].Offset != block.Size || rep.Damage[0].Length != block.Size || rep.Damage[1].Offset != block.Size || rep.Damage[1].Length != block.Size {
 		t.Errorf("check finds %+v, %v", rep.Damage, err)
 	}
 	dev, err := p.OpenVolume("a")

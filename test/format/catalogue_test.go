@@ -41,6 +41,7 @@ type imageRoot struct {
 	CRC       uint32 `cbor:"3,keyasint"`
 	Mapped    uint64 `cbor:"5,keyasint"`
 	Tombstone bool   `cbor:"6,keyasint"`
+	Lost      bool   `cbor:"7,keyasint"`
 }
 
 type operation struct {
@@ -159,7 +160,11 @@ func (c *contents) readImage() error {
 		if s.Root == nil {
 			continue
 		}
-		if err := c.readMap(c.states[s.ID].blocks, pointer{s.Root.Address, s.Root.Length, s.Root.CRC}, 4, 0); err != nil {
+		root := pointer{s.Root.Address, s.Root.Length, s.Root.CRC}
+		if s.Root.Lost {
+			root = lostPointer
+		}
+		if err := c.readMap(c.states[s.ID].blocks, root, 4, 0); err != nil {
 			return fmt.Errorf("state %d: %w", s.ID, err)
 		}
 		if n := uint64(len(c.states[s.ID].blocks)); n != s.Root.Mapped {
@@ -187,7 +192,7 @@ func (c *contents) replay(e entry) error {
 			} else if e.kind == 7 {
 				c.moved++
 			}
-			m[e.lba+uint64(i)] = place{e.address + uint64(i)*64, crc}
+			m[e.lba+uint64(i)] = place{address: e.address + uint64(i)*64, crc: crc}
 		}
 	case 3:
 		var op operation

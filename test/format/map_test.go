@@ -6,7 +6,11 @@ import "fmt"
 type place struct {
 	address uint64
 	crc     uint32
+	lost    bool
 }
+
+// lostPointer is what a slot holds that is lost: nothing has that address.
+var lostPointer = pointer{address: 1}
 
 // blockMap has the mapped blocks of a state, by LBA.
 type blockMap map[uint64]place
@@ -43,6 +47,8 @@ func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[i
 					b = b[4:]
 				case 2:
 					slots[slot+i] = pointer{}
+				case 4:
+					slots[slot+i] = lostPointer
 				case 3:
 					delete(slots, slot+i)
 				default:
@@ -56,6 +62,8 @@ func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[i
 			slots[slot] = pointer{le.Uint64(b[8:]), le.Uint32(b[4:]), le.Uint32(b[32:])}
 		case 2:
 			slots[slot] = pointer{}
+		case 4:
+			slots[slot] = lostPointer
 		case 3:
 			delete(slots, slot)
 		default:
@@ -74,6 +82,12 @@ func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
 	if p.address == 0 {
 		return nil
 	}
+	if p == lostPointer {
+		for i := range uint64(1) << (8 + 7*level) {
+			m[first+i] = place{lost: true}
+		}
+		return nil
+	}
 	slots, err := f.readNode(p, level, first, false)
 	if err != nil {
 		return err
@@ -81,7 +95,7 @@ func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
 	for i, s := range slots {
 		if level == 0 {
 			if s.address != 0 {
-				m[first+uint64(i)] = place{s.address, s.crc}
+				m[first+uint64(i)] = place{s.address, s.crc, s == lostPointer}
 			}
 		} else if err := f.readMap(m, s, level-1, first+uint64(i)<<(8+7*(level-1))); err != nil {
 			return err

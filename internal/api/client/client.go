@@ -137,6 +137,11 @@ func (c *Client) Check(ctx context.Context) (contract.Job, error) {
 	return send[contract.Job](ctx, c, http.MethodPost, "/v1/checks", nil)
 }
 
+// Repair starts to mend the pool.
+func (c *Client) Repair(ctx context.Context) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, "/v1/repairs", nil)
+}
+
 // Reclaim starts to give space back.
 func (c *Client) Reclaim(ctx context.Context) (contract.Job, error) {
 	return send[contract.Job](ctx, c, http.MethodPost, "/v1/reclaims", nil)

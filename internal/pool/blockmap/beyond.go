@@ -61,7 +61,7 @@ func (b *beyond) leaf(n, other *node) {
 	var found []Entry
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if e := n.entries[r]; e.Mapped() && e.Epoch > b.own.Data && other.entry(i).Addr != e.Addr {
+		if e := n.entries[r]; e.Stored() && e.Epoch > b.own.Data && other.entry(i).Addr != e.Addr {
 			found = append(found, e)
 		}
 		r++
@@ -73,6 +73,9 @@ func (b *beyond) leaf(n, other *node) {
 func (s *Store) uncached(c *child, level int, first uint64) (*node, error) {
 	if c.node != nil {
 		return c.node, nil
+	}
+	if c.lost {
+		return unreadable(level, first, c.epoch, 0, 0), nil
 	}
 	if n := s.cached(c.ptr); n != nil && n.level == level && n.first == first {
 		return n, nil

@@ -19,10 +19,12 @@ const (
 	slotChild = 1
 	slotTomb  = 2
 	slotEmpty = 3 // in a difference: the base has it, the node has not
+	slotLost  = 4
 
 	runMapped = 1
 	runTomb   = 2
 	runEmpty  = 3
+	runLost   = 4
 )
 
 // encode appends the node's bytes to buf: whole, or, with a base, only the
@@ -74,6 +76,9 @@ func (n *node) sameRun(i, j int) bool {
 	if a.Epoch != b.Epoch || a.Mapped() != b.Mapped() {
 		return false
 	}
+	if a.Lost() || b.Lost() {
+		return a.Lost() == b.Lost()
+	}
 	return !a.Mapped() || b.Addr == a.Addr.Plus(int64(j-i)*4096)
 }
 
@@ -82,6 +87,8 @@ func (n *node) encodeRun(buf []byte, i, j int) []byte {
 	e := n.entry(i)
 	kind := byte(runEmpty)
 	switch {
+	case e.Lost():
+		kind, e.Addr = runLost, 0
 	case e.Mapped():
 		kind = runMapped
 	case n.slots.has(i):
@@ -106,6 +113,8 @@ func (n *node) encodeSlot(buf []byte, i int) []byte {
 	switch {
 	case c.tomb:
 		kind = slotTomb
+	case c.lost:
+		kind = slotLost
 	case c.empty():
 		kind = slotEmpty
 	}
@@ -189,7 +198,7 @@ func (n *node) decodeRun(p []byte) (rest []byte, ok bool) {
 	i, count, kind := int(p[0]), int(p[1])+1, p[2]
 	e := Entry{Epoch: le.Uint64(p[4:]), Addr: seglog.Addr(le.Uint64(p[12:]))}
 	p = p[runLen:]
-	if i+count > leafSlots || (kind == runMapped) != (e.Addr != 0) || (kind == runMapped && len(p) < 4*count) {
+	if i+count > leafSlots || (kind == runMapped) != (e.Addr.Segment() != 0) || (kind == runMapped && len(p) < 4*count) {
 		return nil, false
 	}
 	for k := range count {
@@ -198,6 +207,8 @@ func (n *node) decodeRun(p []byte) (rest []byte, ok bool) {
 			n.setEntry(i+k, Entry{Epoch: e.Epoch, Addr: e.Addr.Plus(int64(k) * 4096), CRC: le.Uint32(p[4*k:])})
 		case runTomb:
 			n.setEntry(i+k, Entry{Epoch: e.Epoch})
+		case runLost:
+			n.setEntry(i+k, lostEntry(e.Epoch))
 		case runEmpty:
 			if n.slots.has(i + k) {
 				n.dropEntry(i + k)
@@ -229,6 +240,9 @@ func (n *node) decodeSlot(p []byte) (rest []byte, ok bool) {
 	case slotTomb:
 		ok = c.ptr.Addr == 0
 		c.tomb = true
+	case slotLost:
+		ok = c.ptr.Addr == 0
+		c.lost = true
 	case slotEmpty:
 		c = child{}
 		ok = true

@@ -159,7 +159,8 @@ func TestForgedChildPointersAreDamage(t *testing.T) {
 					t.Errorf("looking a block up ends with %v and %+v", err, e)
 				}
 				found := 0
-				if _, err := store.Check(r, Own{}, func(uint64, []Entry) error { return nil }, func(first, blocks uint64, err error) {
+				if err := store.Check(r, Own{}, func(Ptr) {}, func(uint64, []Entry) error { return nil }, func(e *NodeError) {
+					first, blocks, err := e.First, e.Blocks(), e.Err
 					if found++; !errors.Is(err, ErrDamaged) || lba < first || lba >= first+blocks {
 						t.Errorf("damage at %d,+%d: %v", first, blocks, err)
 					}

@@ -17,6 +17,8 @@
 //   - A clean node (one that lies in the log) is never changed.
 //   - Every entry carries the epoch that wrote it, every child the newest epoch
 //     below it, which lets walks skip what is not newer.
+//   - What cannot be read any more, and was recorded so by a repair, is an entry or a child that is lost. It
+//     counts as mapped, and as different from everything else, until it is overwritten or cleared.
 //   - A child's pointer carries the child's checksum; the child itself repeats its
 //     level and range, and a mismatch is damage.
 //
@@ -52,7 +54,7 @@ type Entry struct {
 	CRC   uint32      // CRC32C of the block
 }
 
-// Mapped tells whether the block holds data.
+// Mapped tells whether the block holds data, lost or not.
 func (e Entry) Mapped() bool { return e.Addr != 0 }
 
 // Ptr is the place of a node in the log.
@@ -98,6 +100,15 @@ func (b *bitmap) union(o *bitmap) {
 	for i := range b {
 		b[i] |= o[i]
 	}
+}
+
+// nth returns the member of which r are smaller.
+func (b *bitmap) nth(r int) int {
+	i := b.next(0)
+	for ; r > 0; r-- {
+		i = b.next(i + 1)
+	}
+	return i
 }
 
 // next returns the smallest member at or above i, or -1.

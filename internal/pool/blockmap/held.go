@@ -75,7 +75,7 @@ func (h *held) leaf(n *node, others []*node) {
 	var found []Entry
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if e := n.entries[r]; e.Mapped() && e.Epoch > h.own.Data && heldBy(others, i, e) {
+		if e := n.entries[r]; e.Stored() && e.Epoch > h.own.Data && heldBy(others, i, e) {
 			found = append(found, e)
 		}
 		r++

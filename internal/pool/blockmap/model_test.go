@@ -123,6 +123,33 @@ func (m *machine) clear() {
 	maps.DeleteFunc(m.head, func(l uint64, _ Entry) bool { return l >= lba && l < lba+count })
 }
 
+// lose makes a part of the map around a mapped block unreadable, up to a block of it or the whole.
+func (m *machine) lose() {
+	if len(m.head) == 0 {
+		return
+	}
+	keys := slices.Sorted(maps.Keys(m.head))
+	lba := rapid.SampledFrom(keys).Draw(m.t, "lost")
+	first := lba &^ (leafSlots - 1)
+	limit := rapid.SampledFrom([]uint64{MaxBlocks, first + 100, lba + 1}).Draw(m.t, "limit")
+	pins := m.store.NewPins()
+	if err := m.tree.Lose(pins, 0, first, limit); err != nil {
+		m.t.Fatal(err)
+	}
+	maps.DeleteFunc(m.head, func(l uint64, _ Entry) bool { return l >= first && l < first+leafSlots })
+	var e [1]Entry
+	for l := first; l < min(limit, first+leafSlots); l++ {
+		waiting(m.t, pins, func() error { return m.tree.View().Lookup(pins, l, e[:]) })
+		if !e[0].Lost() || e[0].Epoch == 0 || e[0].Epoch > m.epoch {
+			m.t.Fatalf("block %d is %+v", l, e[0])
+		}
+		m.head[l] = e[0]
+	}
+	if shows, err := m.store.Shows(m.tree.View(), &NodeError{Level: 0, First: first}); err != nil || shows != (limit >= first+leafSlots) {
+		m.t.Fatalf("the map shows that it lost a leaf: %t, %v", shows, err)
+	}
+}
+
 func (m *machine) freeze() {
 	m.epoch++
 	m.kept = append(m.kept, version{m.tree.Freeze(m.epoch, m.nextGen()), maps.Clone(m.head), m.epoch - 1})
@@ -215,14 +242,23 @@ func (m *machine) demand(r Root, want plain) {
 		m.t.Fatalf("%d blocks are mapped, want %d", r.Mapped(), len(want))
 	}
 	got := plain{}
-	_, err := m.store.Check(r, Own{}, func(lba uint64, entries []Entry) error {
+	err := m.store.Check(r, Own{}, func(Ptr) {}, func(lba uint64, entries []Entry) error {
 		for i, e := range entries {
 			if e.Mapped() {
 				got[lba+uint64(i)] = e
 			}
 		}
 		return nil
-	}, func(lba, blocks uint64, err error) { m.t.Fatalf("damage at %d,+%d: %v", lba, blocks, err) })
+	}, func(e *NodeError) {
+		if !errors.Is(e, ErrLost) {
+			m.t.Fatalf("damage at %d,+%d: %v", e.First, e.Blocks(), e)
+		}
+		for l, w := range want {
+			if l >= e.First && l-e.First < e.Blocks() {
+				got[l] = w
+			}
+		}
+	})
 	if err != nil || !maps.Equal(got, want) {
 		m.t.Fatalf("walked: %d entries, want %d; %v", len(got), len(want), err)
 	}
@@ -269,7 +305,7 @@ func (m *machine) demandBeyond(v, than version, since uint64) {
 	}
 	want, got := map[Entry]bool{}, map[Entry]bool{}
 	for lba, e := range v.plain.newer(since) {
-		if than.plain[lba].Addr != e.Addr {
+		if than.plain[lba].Addr != e.Addr && !e.Lost() {
 			want[e] = true
 		}
 	}
@@ -296,17 +332,33 @@ func (m *machine) verify() {
 	v := rapid.SampledFrom(all).Draw(m.t, "state")
 	since := rapid.Uint64Range(0, v.epoch).Draw(m.t, "since")
 	got := plain{}
-	_, err := m.store.Check(v.root, Own{Data: since, Nodes: since}, func(lba uint64, entries []Entry) error {
+	lost := func(l uint64) {
+		if e := v.plain[l]; e.Lost() && e.Epoch > since {
+			got[l] = e
+		}
+	}
+	err := m.store.Check(v.root, Own{Data: since, Nodes: since}, func(Ptr) {}, func(lba uint64, entries []Entry) error {
 		for i, e := range entries {
-			if e.Epoch <= since {
+			switch {
+			case e.Lost():
+				lost(lba + uint64(i))
+			case e.Epoch <= since:
 				m.t.Fatalf("block %d is of epoch %d", lba, e.Epoch)
-			}
-			if e.Mapped() {
+			case e.Mapped():
 				got[lba+uint64(i)] = e
 			}
 		}
 		return nil
-	}, func(_, _ uint64, err error) { m.t.Fatal(err) })
+	}, func(e *NodeError) {
+		if !errors.Is(e, ErrLost) {
+			m.t.Fatal(e)
+		}
+		for l := range v.plain {
+			if l >= e.First && l-e.First < e.Blocks() {
+				lost(l)
+			}
+		}
+	})
 	if want := v.plain.newer(since); err != nil || !maps.Equal(got, want) {
 		m.t.Fatalf("since epoch %d: %d entries, want %d; %v", since, len(got), len(want), err)
 	}
@@ -338,6 +390,7 @@ func (m *machine) verify() {
 
 	var others []Root
 	left := v.plain.newer(since)
+	maps.DeleteFunc(left, func(_ uint64, e Entry) bool { return e.Lost() })
 	for range rapid.IntRange(0, 3).Draw(m.t, "others") {
 		o := rapid.SampledFrom(all).Draw(m.t, "other")
 		others = append(others, o.root)
@@ -359,6 +412,7 @@ func TestTreesAgainstPlainMaps(t *testing.T) {
 			"set": set, "set more": set, "set much": set,
 			"clear":      func(*rapid.T) { m.clear() },
 			"move":       func(*rapid.T) { m.move() },
+			"lose":       func(*rapid.T) { m.lose() },
 			"freeze":     func(*rapid.T) { m.freeze() },
 			"checkpoint": func(*rapid.T) { m.checkpoint() },
 			"rollback":   func(*rapid.T) { m.rollback() },

@@ -13,9 +13,10 @@ type child struct {
 	epoch  uint64
 	mapped uint64 // blocks below that hold data
 	tomb   bool   // everything below was discarded in epoch
+	lost   bool   // what lies below cannot be read any more
 }
 
-func (c *child) empty() bool { return c.node == nil && c.ptr.Addr == 0 && !c.tomb }
+func (c *child) empty() bool { return c.node == nil && c.ptr.Addr == 0 && !c.tomb && !c.lost }
 
 // newest is the newest epoch below the child.
 func (c *child) newest() uint64 {

@@ -1,6 +1,7 @@
 package blockmap
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -70,13 +71,17 @@ func (s *Store) CachedBytes() int64 {
 	return sum
 }
 
-// load reads the node at p from the log, past the cache.
+// load reads the node at p from the log, past the cache. Damage is a *NodeError.
 func (s *Store) load(p Ptr, level int, first uint64) (*node, error) {
-	return s.loadPiece(p, level, first, func(base Ptr) (*node, error) {
+	n, err := s.loadPiece(p, level, first, func(base Ptr) (*node, error) {
 		return s.loadPiece(base, level, first, func(Ptr) (*node, error) {
 			return nil, fmt.Errorf("%w: the base at %s of a difference is itself one", ErrDamaged, base.Addr)
 		})
 	})
+	if errors.Is(err, ErrDamaged) {
+		err = &NodeError{Ptr: p, Level: level, First: first, Err: err}
+	}
+	return n, err
 }
 
 func (s *Store) loadPiece(p Ptr, level int, first uint64, base func(Ptr) (*node, error)) (*node, error) {
@@ -140,7 +145,7 @@ func (p *Pins) find(c *child, level int, first uint64) (*node, error) {
 		return nil, &Miss{ptr: c.ptr, level: level, first: first}
 	}
 	if n.level != level || n.first != first {
-		return nil, fmt.Errorf("%w: level or range of the node at %s", ErrDamaged, c.ptr.Addr)
+		return nil, &NodeError{c.ptr, level, first, fmt.Errorf("%w: level or range of the node at %s", ErrDamaged, c.ptr.Addr)}
 	}
 	return n, nil
 }

@@ -7,7 +7,7 @@ type Root struct {
 
 // RootAt returns the root that lies at ptr in the log, as a Slot described it.
 func RootAt(s Slot) Root {
-	return Root{child{ptr: s.Ptr, epoch: s.Epoch, mapped: s.Mapped, tomb: s.Tomb}}
+	return Root{child{ptr: s.Ptr, epoch: s.Epoch, mapped: s.Mapped, tomb: s.Tomb, lost: s.Lost}}
 }
 
 // Slot is a root as it is stored: all fields zero for an empty one.
@@ -16,6 +16,7 @@ type Slot struct {
 	Epoch  uint64 // newest below it
 	Mapped uint64 // blocks
 	Tomb   bool
+	Lost   bool
 }
 
 // Slot returns how to store the root, and whether it lies in the log (or is empty).
@@ -24,7 +25,7 @@ func (r Root) Slot() (Slot, bool) {
 		return Slot{}, false
 	}
 	c := r.c.settled()
-	return Slot{Ptr: c.ptr, Epoch: c.epoch, Mapped: c.mapped, Tomb: c.tomb}, true
+	return Slot{Ptr: c.ptr, Epoch: c.epoch, Mapped: c.mapped, Tomb: c.tomb, Lost: c.lost}, true
 }
 
 // Settled returns the same root without the nodes that it keeps in memory, if it lies in the log.
@@ -64,6 +65,8 @@ func (r Root) lookupLeaf(pins *Pins, lba uint64, out []Entry) (int, error) {
 			e := Entry{}
 			if c.tomb {
 				e.Epoch = c.epoch
+			} else if c.lost {
+				e = lostEntry(c.epoch)
 			}
 			for i := range rest {
 				out[i] = e
@@ -98,6 +101,9 @@ func (r Root) Run(pins *Pins, lba, limit uint64) (blocks uint64, mapped bool, er
 		first := lba &^ (span(level) - 1)
 		if c.empty() || c.tomb || c.mappedBlocks() == 0 {
 			return min(first+span(level)-lba, limit), false, nil
+		}
+		if c.lost {
+			return min(first+span(level)-lba, limit), true, nil
 		}
 		n := c.node
 		if n == nil {
@@ -134,7 +140,7 @@ func (r Root) NextNewer(pins *Pins, lba, since uint64) (at, passed uint64, found
 }
 
 func (c *child) nextNewer(pins *Pins, level int, first, lba, since uint64, passed *uint64) (uint64, bool, error) {
-	if c.mappedBlocks() == 0 || c.newest() <= since {
+	if c.mappedBlocks() == 0 || c.newest() <= since || c.lost && level > 0 {
 		*passed += c.mappedBlocks()
 		return 0, false, nil
 	}
@@ -239,6 +245,10 @@ func (t *Tree) own(pins *Pins, c *child, level int, first uint64) (*node, error)
 		return n, nil
 	case c.tomb:
 		n := buried(level, first, c.epoch, t.owner, t.gen)
+		t.dirty += n.memory()
+		return n, nil
+	case c.lost:
+		n := unreadable(level, first, c.epoch, t.owner, t.gen)
 		t.dirty += n.memory()
 		return n, nil
 	case c.ptr.Addr == 0:

@@ -11,6 +11,9 @@ func (p *Pins) resident(c *child, level int, first uint64) (*node, error) {
 	if c.node != nil {
 		return c.node, nil
 	}
+	if c.lost {
+		return unreadable(level, first, c.epoch, 0, 0), nil
+	}
 	return p.fetch(c, level, first)
 }
 
@@ -57,7 +60,7 @@ func (s *Store) exclusive(ctx context.Context, c *child, others []*child, level 
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if c.newest() <= since || c.mappedBlocks() == 0 {
+	if c.newest() <= since || c.mappedBlocks() == 0 || c.lost {
 		return 0, nil
 	}
 	var left []*child // others that hold anything here
@@ -84,7 +87,7 @@ func (s *Store) exclusive(ctx context.Context, c *child, others []*child, level 
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
 		if level == 0 {
-			if e := n.entries[r]; e.Epoch > since && e.Mapped() && !heldBy(nodes, i, e) {
+			if e := n.entries[r]; e.Epoch > since && e.Stored() && !heldBy(nodes, i, e) {
 				sum++
 			}
 		} else {
@@ -108,6 +111,9 @@ func (s *Store) exclusive(ctx context.Context, c *child, others []*child, level 
 func (c *child) same(o *child) bool {
 	if c.node != nil && c.node == o.node {
 		return true
+	}
+	if c.lost || o.lost {
+		return c.lost == o.lost && c.epoch == o.epoch
 	}
 	a, b := c.place(), o.place()
 	return a.Addr != 0 && a == b
@@ -141,46 +147,63 @@ const NoData = ^uint64(0)
 
 // walked tells whether there may be anything of its own at or below c.
 func (o Own) walked(c *child) bool {
-	return !c.empty() && !c.tomb && c.newest() > min(o.Data, o.Nodes)
+	return !c.empty() && !c.tomb && !c.lost && c.newest() > min(o.Data, o.Nodes)
 }
 
-// Check reads the nodes that lead to what is a root's own, past the cache, and
-// calls visit for its own entries. Damaged nodes are given to damaged, with the range of
-// blocks they hide; any other error ends the check. It returns how many nodes are the root's own.
-func (s *Store) Check(r Root, own Own, visit func(lba uint64, entries []Entry) error, damaged func(lba, blocks uint64, err error)) (int64, error) {
-	k := check{store: s, own: own, visit: visit, damaged: damaged}
-	err := k.walk(&r.c, rootLevel, 0)
-	return k.nodes, err
+// Check reads the nodes that lead to what is a root's own, past the cache, and calls visit for its own entries and for
+// what is lost in the nodes that it reads. Damaged nodes, and what is recorded as lost, are given to
+// damaged; any other error ends the check. node is told the places of the root's own nodes.
+func (s *Store) Check(r Root, own Own, node func(Ptr), visit func(lba uint64, entries []Entry) error, damaged func(*NodeError)) error {
+	k := check{store: s, own: own, node: node, visit: visit, damaged: damaged}
+	return k.walk(&r.c, rootLevel, 0)
 }
 
 type check struct {
 	store   *Store
 	own     Own
 	visit   func(uint64, []Entry) error
-	damaged func(uint64, uint64, error)
-	nodes   int64
+	damaged func(*NodeError)
+	node    func(Ptr)
 }
 
 func (k *check) walk(c *child, level int, first uint64) error {
+	if c.lost {
+		k.damaged(&NodeError{Level: level, First: first, Err: ErrLost})
+		return nil
+	}
 	// What a tree owns it marks with its epoch, so that what is not newer is shared.
 	if !k.own.walked(c) {
 		return nil
 	}
 	n := c.node
 	if ptr := c.place(); ptr.Addr != 0 {
-		if c.newest() > k.own.Nodes {
-			k.nodes++
-		}
 		loaded, err := k.store.load(ptr, level, first)
 		if errors.Is(err, ErrDamaged) {
-			k.damaged(first, span(level), err)
+			k.damaged(err.(*NodeError))
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("check map node at %s: %w", ptr.Addr, err)
 		}
+		if c.newest() > k.own.Nodes {
+			k.node(ptr)
+			if base := loaded.written.Load().base; base.Addr != 0 {
+				k.node(base)
+			}
+		}
+		if loaded.mapped != c.mappedBlocks() || loaded.epoch > c.newest() {
+			k.damaged(&NodeError{Ptr: ptr, Level: level, First: first, Err: fmt.Errorf("%w: the node at %s (level %d, block %d) maps %d blocks up to epoch %d, and the one above says %d up to %d",
+				ErrMiscounted, ptr.Addr, level, first, loaded.mapped, loaded.epoch, c.mappedBlocks(), c.newest())})
+		}
 		n = loaded
 	}
 	if level == 0 {
+		for i, e := range n.entries {
+			if e.Lost() && e.Epoch <= k.own.Data {
+				if err := k.visit(first+uint64(n.slots.nth(i)), n.entries[i:i+1]); err != nil {
+					return err
+				}
+			}
+		}
 		return n.runs(first, k.own.Data, k.visit)
 	}
 	r := 0

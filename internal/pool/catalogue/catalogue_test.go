@@ -30,7 +30,7 @@ func encodedView(t rapid.TB, v *View) []byte {
 // demandSound checks what must hold whatever was done.
 func demandSound(t rapid.TB, c *Catalogue) {
 	t.Helper()
-	if err := c.verify(); err != nil {
+	if err := c.Verify(); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range c.States() {

@@ -62,6 +62,7 @@ type rootImage struct {
 	Epoch  uint64 `cbor:"4,keyasint"`
 	Mapped uint64 `cbor:"5,keyasint,omitempty"`
 	Tomb   bool   `cbor:"6,keyasint,omitempty"`
+	Lost   bool   `cbor:"7,keyasint,omitempty"`
 }
 
 // Encode returns the catalogue's bytes. heads gives the maps of the live heads
@@ -103,7 +104,7 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 		if slot != (blockmap.Slot{}) {
 			si.Root = &rootImage{
 				Addr: uint64(slot.Ptr.Addr), Length: slot.Ptr.Length, CRC: slot.Ptr.CRC,
-				Epoch: slot.Epoch, Mapped: slot.Mapped, Tomb: slot.Tomb,
+				Epoch: slot.Epoch, Mapped: slot.Mapped, Tomb: slot.Tomb, Lost: slot.Lost,
 			}
 		}
 		im.States = append(im.States, si)
@@ -157,19 +158,19 @@ func Decode(p []byte) (*Catalogue, error) {
 		if r := si.Root; r != nil {
 			s.Root = blockmap.RootAt(blockmap.Slot{
 				Ptr:   blockmap.Ptr{Addr: seglog.Addr(r.Addr), Length: r.Length, CRC: r.CRC},
-				Epoch: r.Epoch, Mapped: r.Mapped, Tomb: r.Tomb,
+				Epoch: r.Epoch, Mapped: r.Mapped, Tomb: r.Tomb, Lost: r.Lost,
 			})
 		}
 		c.addState(s)
 	}
-	if err := c.verify(); err != nil {
+	if err := c.Verify(); err != nil {
 		return nil, fmt.Errorf("catalogue image: %w", err)
 	}
 	return c, nil
 }
 
-// verify checks what Apply and the readers rely on.
-func (c *Catalogue) verify() error {
+// Verify checks what Apply and the readers rely on.
+func (c *Catalogue) Verify() error {
 	for _, v := range c.volumes {
 		if h := c.states[v.Head]; h == nil || h.Kind != Head || h.Volume != v.Number {
 			return fmt.Errorf("volume %q has no head", v.Name)

@@ -14,6 +14,10 @@ type Recovery struct {
 	Batches   int    // replayed
 	LastSeq   uint64 // the newest of them
 	TornBytes int64  // cut off behind it, as far as headers tell: batches that no Flush had covered
+
+	end     Position
+	numbers []uint64
+	keep    bool // what lies behind the end stays where it is
 }
 
 // Recover finds the end of the log: from the position of the last checkpoint it
@@ -25,6 +29,16 @@ type Recovery struct {
 // ErrDamaged if a header at or below the newest known durable batch is unsound
 // or missing; what lies beyond is then untouched.
 func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entries []Entry) error) (Recovery, error) {
+	rec, err := l.Replay(from, durable, nil, apply)
+	if err == nil {
+		err = l.Resume(&rec)
+	}
+	return rec, err
+}
+
+// Replay is Recover without writing anything. The log cannot be appended to until Resume. With s, it
+// goes on where Recover refuses, as Salvage says.
+func (l *Log) Replay(from Position, durable uint64, s *Salvage, apply func(seq uint64, entries []Entry) error) (Recovery, error) {
 	if from.Segment >= maxSegments-1 || from.Offset > MaxSegmentBytes || from.Seq >= maxSeq {
 		return Recovery{}, fmt.Errorf("%w: no log reaches batch %d in segment %016x at %d", ErrDamaged, from.Seq, from.Segment, from.Offset)
 	}
@@ -35,7 +49,7 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err != nil {
 		return Recovery{}, err
 	}
-	r, err := l.newReader(numbers, from, nil)
+	r, err := l.newReader(numbers, from, nil, s)
 	if err != nil {
 		return Recovery{}, err
 	}
@@ -57,13 +71,29 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 			trusted = untrusted[0]
 		}
 	}
+	for link, seg := range r.heads {
+		if seg > r.at.Segment && link.seq <= r.at.Seq {
+			return Recovery{}, fmt.Errorf("%w: segment %016x goes on from batch %d, and the log that ends with batch %d does not lead to it", ErrDamaged, seg, link.seq-1, r.at.Seq)
+		}
+	}
 	beyond, err := r.durableBeyond()
 	if err != nil {
 		return Recovery{}, err
 	}
-	if durable = max(durable, beyond); durable > r.at.Seq {
-		return Recovery{}, fmt.Errorf("%w: batch %d should be at %s or at the start of a later segment, and batches up to %d were durable",
+	rec := Recovery{numbers: numbers}
+	if durable = max(durable, beyond); durable > r.at.Seq || s != nil && s.headerAt(r.at) {
+		err := fmt.Errorf("%w: batch %d should be at %s or at the start of a later segment, and batches up to %d were durable",
 			ErrDamaged, r.at.Seq+1, MakeAddr(r.at.Segment, min(r.at.Offset, MaxSegmentBytes-Granule)), durable)
+		if s == nil {
+			return Recovery{}, err
+		}
+		if err := s.cutAt(r, durable, err); err != nil {
+			return Recovery{}, err
+		}
+		rec.keep = true
+	}
+	for ; len(untrusted) > 0 && untrusted[0].Seq <= durable; untrusted = untrusted[1:] {
+		trusted = untrusted[0]
 	}
 
 	// Then by what is on the disk, payload included. An earlier process may have
@@ -79,7 +109,7 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
 		return Recovery{}, fmt.Errorf("sync directory of segments: %w", err)
 	}
-	if r, err = l.newReader(numbers, trusted, r.buf); err != nil {
+	if r, err = l.newReader(numbers, trusted, r.buf, s); err != nil {
 		return Recovery{}, err
 	}
 	for {
@@ -91,8 +121,8 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	}
 	end := r.at
 
-	rec := Recovery{LastSeq: end.Seq}
-	if r, err = l.newReader(numbers, from, r.buf); err != nil {
+	rec.LastSeq, rec.end = end.Seq, end
+	if r, err = l.newReader(numbers, from, r.buf, s); err != nil {
 		return Recovery{}, err
 	}
 	for r.at.Seq < end.Seq {
@@ -113,16 +143,23 @@ func (l *Log) Recover(from Position, durable uint64, apply func(seq uint64, entr
 	l.appended.Store(end.Seq)
 	l.durable.Store(end.Seq)
 	l.next = max(end.Segment, slices.Max(append(numbers, 0))) + 1
+	if !rec.keep {
+		rec.TornBytes, err = r.torn()
+	}
+	return rec, err
+}
+
+// Resume makes a log that was replayed one that can be appended to.
+func (l *Log) Resume(rec *Recovery) (err error) {
 	if err := l.begin(); err != nil {
-		return Recovery{}, err
+		return err
 	}
-	if rec.TornBytes, err = r.torn(); err != nil {
-		return Recovery{}, err
+	if !rec.keep {
+		if err := l.cutTail(rec.end, rec.numbers); err != nil {
+			return err
+		}
 	}
-	if err := l.cutTail(end, numbers); err != nil {
-		return Recovery{}, err
-	}
-	return rec, l.removeLeftovers()
+	return l.removeLeftovers()
 }
 
 // settle writes out what the kernel holds of a segment and forgets it.
@@ -188,6 +225,7 @@ type reader struct {
 	numbers []uint64 // segments that exist, ascending
 	at      Position
 	heads   map[chainLink]uint64 // later segments by the batch that they begin with
+	salvage *Salvage             // nil: what cannot be read is an error
 
 	window    []byte // bytes of segment windowSeg from windowOff on
 	windowSeg uint64
@@ -203,8 +241,8 @@ const windowBytes = 128 << 10
 // segment, the latest segment is right: it was begun by somebody who had found that
 // the log ends at n, and what lies behind n is what he meant to cut off. So the
 // first header of each later segment is looked at beforehand.
-func (l *Log) newReader(numbers []uint64, at Position, buf []byte) (*reader, error) {
-	r := &reader{log: l, numbers: numbers, at: at, heads: map[chainLink]uint64{}, buf: buf}
+func (l *Log) newReader(numbers []uint64, at Position, buf []byte, s *Salvage) (*reader, error) {
+	r := &reader{log: l, numbers: numbers, at: at, heads: map[chainLink]uint64{}, buf: buf, salvage: s}
 	for _, seg := range numbers {
 		if seg <= at.Segment {
 			continue
@@ -254,6 +292,15 @@ func (r *reader) next(payload bool) (*header, []Entry, error) {
 // batch reads and verifies the header at a place. With errNotHeader it returns what a header that was
 // written for this place, and is not sound, says of itself; nil if there is none.
 func (r *reader) batch(seg uint64, off int64) (*header, []Entry, error) {
+	h, entries, err := r.readBatch(seg, off)
+	if r.salvage != nil && isLoss(err) {
+		r.salvage.unreadable(seg, off, err)
+		err = errNotHeader
+	}
+	return h, entries, err
+}
+
+func (r *reader) readBatch(seg uint64, off int64) (*header, []Entry, error) {
 	head, err := r.bytes(seg, off, block.Size)
 	if err != nil {
 		return nil, nil, err
@@ -283,6 +330,12 @@ func (r *reader) verify(h *header, entries []Entry) error {
 			continue
 		}
 		p, err := r.bytes(h.segment, e.Addr.Offset(), len(e.CRCs)*block.Size)
+		if r.salvage != nil && isLoss(err) {
+			if err := r.verifyReadable(h, e); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -325,8 +378,8 @@ func (r *reader) bytes(seg uint64, off int64, n int) ([]byte, error) {
 // and returns the newest durable_seq that any of them claims.
 func (r *reader) durableBeyond() (uint64, error) {
 	var durable uint64
-	err := r.beyond(func(h *header, sound bool, _ int64) {
-		if sound {
+	err := r.beyond(func(h *header, entries []Entry, _ int64) {
+		if entries != nil {
 			durable = max(durable, h.durableSeq)
 		}
 	})
@@ -338,7 +391,7 @@ func (r *reader) durableBeyond() (uint64, error) {
 // as a segment before.
 func (r *reader) torn() (int64, error) {
 	ends := map[uint64]int64{}
-	err := r.beyond(func(h *header, _ bool, size int64) {
+	err := r.beyond(func(h *header, _ []Entry, size int64) {
 		ends[h.segment] = max(ends[h.segment], min(h.offset()+h.bytes(), size))
 	})
 	var sum int64
@@ -351,8 +404,9 @@ func (r *reader) torn() (int64, error) {
 	return sum, err
 }
 
-// beyond visits the headers of later batches behind the end of the chain, with the size of the file.
-func (r *reader) beyond(visit func(h *header, sound bool, size int64)) error {
+// beyond visits the headers of later batches behind the end of the chain, with the size of the file. Entries are nil where
+// the header is not sound.
+func (r *reader) beyond(visit func(h *header, entries []Entry, size int64)) error {
 	for _, seg := range r.numbers {
 		if seg < r.at.Segment {
 			continue
@@ -371,12 +425,12 @@ func (r *reader) beyond(visit func(h *header, sound bool, size int64)) error {
 			off = r.at.Offset
 		}
 		for off < size {
-			h, _, err := r.batch(seg, off)
+			h, entries, err := r.batch(seg, off)
 			if err != nil && !errors.Is(err, errNotHeader) {
 				return err
 			}
 			if h != nil && h.seq > r.at.Seq {
-				visit(h, err == nil, size)
+				visit(h, entries, size)
 			}
 			if err == nil {
 				off += h.bytes()
