@@ -174,8 +174,7 @@ func (c *committer) clearOnly(group []*request, full error) {
 	p := c.pool
 	_, err := p.log.Append(batch)
 	if errors.Is(err, block.ErrNoSpace) && releaseReserve(&p.opts) {
-		_, err = p.log.Append(batch)
-		keepReserve(&p.opts) // what is left of it, before others take it
+		_, err = p.log.Append(batch) // the next checkpoint makes it again
 	}
 	clear(batch)
 	for _, r := range clears {

@@ -178,7 +178,7 @@ func (p *Pool) Info() Info {
 	info.QuotaBytes, info.ReserveBytes, info.RoomBytes = p.space.quota.Load(), p.space.reserve.Load(), max(p.space.room(p), 0)
 	info.LogSizeBytes = p.size()
 	info.FullPercent, _ = p.space.fill(p)
-	info.TotalBytes, info.FreeBytes = p.space.total.Load(), p.space.free.Load()
+	info.TotalBytes, info.FreeBytes = p.space.total.Load(), max(p.space.free.Load(), 0)
 	info.ReclaimedBytes, info.CopiedBytes = p.reclaimer.freed.Load(), p.reclaimer.copied.Load()
 	if err := p.log.Failure(); err != nil {
 		info.ReadOnlyReason = err.Error()

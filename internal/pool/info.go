@@ -116,7 +116,7 @@ type Info struct {
 	RoomBytes     int64 // that clients may still write before anything is given back
 	FullPercent   int   // of the quota or of the file system, whichever is nearer
 	TotalBytes    int64 // of the file system
-	FreeBytes     int64
+	FreeBytes     int64 // of that, without what is missing of the reserve
 	LiveBytes     int64 // what volumes and snapshots hold, with their maps; between two reclaim cycles an estimate
 	LogSizeBytes  int64 // length of the log's files, with spare ones
 	MapBytes      int64 // of LiveBytes, what map nodes take, by the last reclaim cycle; 0 before the first

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,13 +23,14 @@ type space struct {
 	total, free atomic.Int64
 	lookedAt    atomic.Uint64
 
-	pressed atomic.Bool   // a writer waits: give back all there is
-	cycles  atomic.Uint64 // that were made because of that
-	left    atomic.Int64  // garbage that the last of them began with and did not give back
+	pressed  atomic.Bool   // a writer waits: give back all there is
+	cycles   atomic.Uint64 // that were made because of that
+	cycledAt atomic.Uint64 // how much had been written then
+	left     atomic.Int64  // garbage that the last of them began with and did not give back
 
-	mu    sync.Mutex
-	level int // the highest of levels that was told
-	told  time.Time
+	mu                sync.Mutex
+	level             int // the highest of levels that was told
+	told, toldWaiting time.Time
 }
 
 const (
@@ -36,6 +38,8 @@ const (
 	lookAgain = 1 << 20
 	// pressLeast is the garbage that a cycle for a waiting writer must be able to begin with.
 	pressLeast = 4 << 20
+	// spareEvery is how much of the reserve discards take before they wait for a cycle.
+	spareEvery = 1 << 20
 	// maxPressed is how many cycles a writer waits for.
 	maxPressed = 4
 	// full is the level at which writes are refused.
@@ -106,6 +110,8 @@ func (s *space) look(p *Pool) {
 	if err != nil { // then only writing tells
 		total, free = 1<<62, 1<<62
 	}
+	// What the reserve gave back is not for clients.
+	free -= max(reserveBytes-p.allocated(path.Join(p.opts.Dir, reserveName)), 0)
 	s.total.Store(total)
 	s.free.Store(free)
 	s.lookedAt.Store(written)
@@ -167,7 +173,10 @@ func needs(ops []*block.Op) (n int64) {
 // no room, and reclaim may make some, the writer waits. block.ErrNoSpace.
 func (s *space) admit(ctx context.Context, p *Pool, ops []*block.Op) (int64, error) {
 	n := needs(ops)
-	if n == 0 || s.take(p, n) {
+	if n == 0 {
+		return 0, s.spare(ctx, p)
+	}
+	if s.take(p, n) {
 		return n, nil
 	}
 	s.look(p)
@@ -178,24 +187,47 @@ func (s *space) admit(ctx context.Context, p *Pool, ops []*block.Op) (int64, err
 			return 0, fmt.Errorf("%w: %s", block.ErrNoSpace, s.describe(p))
 		}
 		s.throttled(p)
-		r.mu.Lock()
-		relief := r.relief
-		r.mu.Unlock()
-		s.pressed.Store(true)
-		select {
-		case r.kick <- struct{}{}:
-		default:
-		}
-		select {
-		case <-relief:
-			s.look(p)
-		case <-r.quit.Done():
-			return 0, fmt.Errorf("%w: %s", block.ErrNoSpace, s.describe(p))
-		case <-ctx.Done():
-			return 0, ctx.Err()
+		if err := s.await(ctx, p); err != nil {
+			return 0, err
 		}
 	}
 	return n, nil
+}
+
+// await has a cycle made, and returns when something was given back.
+func (s *space) await(ctx context.Context, p *Pool) error {
+	r := &p.reclaimer
+	r.mu.Lock()
+	relief := r.relief
+	r.mu.Unlock()
+	s.pressed.Store(true)
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+	select {
+	case <-relief:
+		s.look(p)
+		return nil
+	case <-r.quit.Done():
+		return fmt.Errorf("%w: %s", block.ErrNoSpace, s.describe(p))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// spare sees to it that discards, which go on out of the reserve where there is no room, do not use it up: now and
+// then one waits until what was discarded has been given back.
+func (s *space) spare(ctx context.Context, p *Pool) error {
+	for first := s.cycles.Load(); p.reclaimer.running && s.cycles.Load() == first; {
+		if s.room(p) >= 0 || int64(p.log.BytesWritten()-s.cycledAt.Load()) < spareEvery {
+			return nil
+		}
+		if err := s.await(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *space) release(n int64) { s.admitted.Add(-n) }
@@ -215,6 +247,7 @@ func (s *space) press(p *Pool) bool {
 	r.cycle(p, func(int64) int64 { return 0 })
 	r.dropSpares(p)
 	s.left.Store(garbage - (r.freed.Load() - freed)) // what was added meanwhile is for the next one
+	s.cycledAt.Store(p.log.BytesWritten())
 	s.cycles.Add(1)
 	s.pressed.Store(false)
 	return true
@@ -237,9 +270,10 @@ func (s *space) fill(p *Pool) (percent int, of string) {
 func (s *space) describe(p *Pool) string {
 	percent, of := s.fill(p)
 	if of == "the quota" {
-		return fmt.Sprintf("%d%% of the quota of %d MiB is used (less a reserve of %d MiB)", percent, s.quota.Load()>>20, s.reserve.Load()>>20)
+		return fmt.Sprintf("%d%% of the quota of %d MiB is used (less a reserve of %d MiB), %d KiB are left for writes",
+			percent, s.quota.Load()>>20, s.reserve.Load()>>20, max(s.room(p), 0)>>10)
 	}
-	return fmt.Sprintf("%d%% of the file system of %d MiB is used", percent, s.total.Load()>>20)
+	return fmt.Sprintf("%d%% of the file system of %d MiB is used, %d KiB are left for writes", percent, s.total.Load()>>20, max(s.room(p), 0)>>10)
 }
 
 // observe tells when a level is reached: once, until the pool has been well below it. refused
@@ -283,8 +317,8 @@ func (s *space) observe(p *Pool, refused bool) {
 func (s *space) throttled(p *Pool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := p.opts.Clock(); now.Sub(s.told) >= toldAgain {
-		s.told = now
+	if now := p.opts.Clock(); now.Sub(s.toldWaiting) >= toldAgain {
+		s.toldWaiting = now
 		p.event(EventSpaceThrottled, "pool", "writers wait until space has been given back: "+s.describe(p))
 	}
 }

@@ -327,6 +327,10 @@ func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclai
 	if err != nil {
 		return out, err
 	}
+	if p.space.pressed.Load() { // room to rewrite segments in
+		releaseReserve(&p.opts)
+		defer keepReserve(&p.opts)
+	}
 	var failed error // of files that were left as they were
 	c := p.log.NewCompactor()
 	for i := 0; i <= len(victims); i++ {
