@@ -69,6 +69,7 @@ func drawSpace(w *table, p contract.Pool) {
 	w.row("live", humanSize(p.LiveBytes)+maps)
 	w.row("reclaimable", humanSize(p.ReclaimableBytes))
 	w.row("given back", humanSize(p.ReclaimedBytes))
+	w.row("copied for that", fmt.Sprintf("%s, %.2f bytes for each written", humanSize(p.CopiedBytes), float64(p.CopiedBytes)/float64(max(p.ClientBytes, 1))))
 	w.row("free", humanSize(p.FreeBytes))
 }
 

@@ -102,7 +102,7 @@ func (p *Pool) CatalogueAt() (segment uint64, offset int64) {
 
 // Cycle reclaims all that it can as a cycle in the background does, and so keeps spare files.
 func (p *Pool) Cycle(ctx context.Context) error {
-	_, err := p.reclaim(ctx, func(int64) int64 { return 0 })
+	_, err := p.reclaim(ctx, cleanAll)
 	return err
 }
 

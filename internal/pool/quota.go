@@ -244,7 +244,7 @@ func (s *space) press(p *Pool) bool {
 	}
 	r := &p.reclaimer
 	garbage, freed := r.garbage(p), r.freed.Load()
-	r.cycle(p, func(int64) int64 { return 0 })
+	r.cycle(p, cleanAll)
 	r.dropSpares(p)
 	s.left.Store(garbage - (r.freed.Load() - freed)) // what was added meanwhile is for the next one
 	s.cycledAt.Store(p.log.BytesWritten())

@@ -73,7 +73,8 @@ type reclaimer struct {
 	marked   atomic.Int64 // live bytes by the last mark, less the counter at its position
 	maps     atomic.Int64 // bytes of live map nodes by the last mark
 	left     atomic.Int64 // garbage that the last cycle left
-	stuck    atomic.Bool  // the last cycle gave next to nothing back
+	liveThen atomic.Int64 // live bytes when the last cycle began
+	stuck    atomic.Bool  // the last cycle gave next to nothing back, though there was much
 
 	freed, copied atomic.Int64 // bytes, by all cycles
 
@@ -81,15 +82,17 @@ type reclaimer struct {
 
 	mu     sync.Mutex
 	relief chan struct{} // closed when something was given back, or a cycle has ended
+	next   time.Time     // when all who are slowed down will have gone on
 }
 
 const (
-	reclaimLeast = 32 << 20 // garbage that is not worth a cycle
-	quietTicks   = 10       // of 2 s, after which nobody writes any more
-	// The log may take 1.3 times what is live and 256 MiB, some of which is for what is under way
-	// when the bound is reached.
-	spaceSlack = 224 << 20
-	spaceTenth = 3
+	quietTicks = 10 // of 2 s, after which nobody writes any more
+	// idleBytes is how much is written to the log between two ticks where next to nobody writes.
+	idleBytes = 4 << 20
+	// retryFailed is how soon a cycle for what was deleted is tried again.
+	retryFailed = 30 * time.Second
+	// rollBytes of garbage may be left in the segment that is being written.
+	rollBytes = 16 << 20
 	// maxVictims bounds the sets of live blocks that a sweep keeps, 2.3 KiB for each segment.
 	maxVictims = 4096
 	// punchable is how much of a file must be dead for it to be looked at although it is live to nine tenths.
@@ -109,34 +112,6 @@ func (r *reclaimer) init(p *Pool) error {
 	return nil
 }
 
-// liveBytes is what is live now, as far as known.
-func (r *reclaimer) liveBytes() int64 { return max(r.marked.Load()+r.live.Load(), 0) }
-
-// garbage estimates what could be given back.
-func (r *reclaimer) garbage(p *Pool) int64 {
-	return r.physical.Load() + int64(p.log.BytesWritten()) - r.liveBytes()
-}
-
-// worth tells whether a cycle should run.
-func (r *reclaimer) worth(p *Pool) bool {
-	return r.deleted.Load() && time.Now().UnixNano() > r.earliest.Load() || r.over(p) && !r.stuck.Load() ||
-		r.garbage(p)-r.left.Load() > max(reclaimLeast, r.liveBytes()/20)
-}
-
-// over tells whether the log is larger than it may be. Spare files do not count: a segment that is made of
-// one takes nothing more, and none is made without as long as there are any.
-func (r *reclaimer) over(p *Pool) bool { return r.room(p) < 0 }
-
-// room is how much the log may still grow by.
-func (r *reclaimer) room(p *Pool) int64 {
-	return r.liveBytes()/10*spaceTenth + spaceSlack - r.garbage(p) + r.pins.bytes.Load()
-}
-
-// spareRoom is how much removed files may take: never more than the bound leaves room for.
-func (r *reclaimer) spareRoom(p *Pool) int64 {
-	return max(0, min(r.room(p), p.space.room(p), max(r.liveBytes()/16, 256<<20)))
-}
-
 func (r *reclaimer) start(p *Pool) {
 	if p.opts.Manual {
 		return
@@ -150,8 +125,9 @@ func (r *reclaimer) start(p *Pool) {
 		defer close(r.done)
 		tick := time.NewTicker(2 * time.Second)
 		defer tick.Stop()
-		var written, cleaned uint64 // of the log, at the last tick and after the last thorough cycle
-		quiet := 0                  // ticks since somebody wrote
+		var written uint64 // of the log, at the last tick
+		quiet := 0         // ticks since somebody wrote
+		well := false      // the last cycle was for the time when nobody writes
 		for {
 			idle := false
 			select {
@@ -161,24 +137,26 @@ func (r *reclaimer) start(p *Pool) {
 			case <-tick.C:
 				p.space.look(p)
 				p.space.observe(p, false)
-				idle = written == p.log.BytesWritten()
-				written = p.log.BytesWritten()
-				if quiet++; !idle {
+				now := p.log.BytesWritten()
+				if quiet++; now != written {
 					quiet = 0
 				}
+				idle = now-written < idleBytes
+				written = now
 				if quiet == quietTicks {
 					r.dropSpares(p)
 				}
 			}
 			switch {
 			case p.space.press(p):
-			case idle && cleaned != written && r.garbage(p) > wellCleaned(r.liveBytes()):
-				r.cycle(p, wellCleaned)
+			case idle && r.garbage(p) > cleanWell(r.liveBytes(), 0) && (!well || r.garbage(p)-r.left.Load() > reclaimLeast/2):
+				r.cycle(p, cleanWell)
 				written = p.log.BytesWritten()
-				cleaned = written
+				well = true
 				r.dropSpares(p)
 			case r.worth(p):
-				r.cycle(p, busyCleaned)
+				r.cycle(p, cleanBusy)
+				well = false
 			}
 			r.relieve()
 		}
@@ -192,14 +170,15 @@ func (r *reclaimer) dropSpares(p *Pool) {
 	}
 }
 
-func (r *reclaimer) cycle(p *Pool, target func(live int64) int64) {
-	defer func(start time.Time) {
-		// Frequent deletions share cycles: a mark reads every map.
-		r.earliest.Store(time.Now().Add(10 * time.Since(start)).UnixNano())
-	}(time.Now())
-	if _, err := p.reclaim(r.quit, target); err != nil && !errors.Is(err, ErrWriteStopped) && r.quit.Err() == nil {
+func (r *reclaimer) cycle(p *Pool, g goal) {
+	start := time.Now()
+	_, err := p.reclaim(r.quit, g)
+	pause := 10 * time.Since(start) // frequent deletions share cycles: a mark reads every map
+	if err != nil && !errors.Is(err, ErrWriteStopped) && r.quit.Err() == nil {
 		p.event(EventReclaimFailed, "log", err.Error())
+		pause = max(pause, retryFailed)
 	}
+	r.earliest.Store(time.Now().Add(pause).UnixNano())
 }
 
 func (r *reclaimer) stop() {
@@ -208,41 +187,6 @@ func (r *reclaimer) stop() {
 		<-r.done
 		r.relieve()
 	}
-}
-
-func (r *reclaimer) relieve() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	close(r.relief)
-	r.relief = make(chan struct{})
-}
-
-// noticed wakes the reclaimer if there is something to do.
-func (r *reclaimer) noticed(p *Pool) {
-	if r.running && r.worth(p) {
-		select {
-		case r.kick <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// throttle holds a writer back while the log is larger than it may be, as long as cycles help.
-func (r *reclaimer) throttle(ctx context.Context, p *Pool) error {
-	for r.running && r.over(p) && !r.stuck.Load() {
-		r.mu.Lock()
-		relief := r.relief
-		r.mu.Unlock()
-		r.noticed(p)
-		select {
-		case <-relief:
-		case <-r.quit.Done():
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
 }
 
 // Reclaimed tells what a cycle did.
@@ -262,19 +206,14 @@ func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
 		return Reclaimed{}, fmt.Errorf("reclaim: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	out, err := p.reclaim(ctx, func(int64) int64 { return 0 })
+	out, err := p.reclaim(ctx, cleanAll)
 	if err == nil {
 		err = p.log.KeepSpares(0)
 	}
 	return out, err
 }
 
-// busyCleaned is how much garbage a cycle leaves while writers are busy, wellCleaned otherwise:
-// the less is left, the more live blocks are copied for each that is freed.
-func busyCleaned(live int64) int64 { return live/10 + 64<<20 }
-func wellCleaned(live int64) int64 { return live/20 + 16<<20 }
-
-func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out Reclaimed, err error) {
+func (p *Pool) reclaim(ctx context.Context, g goal) (out Reclaimed, err error) {
 	r := &p.reclaimer
 	r.cycles.Lock()
 	defer r.cycles.Unlock()
@@ -284,6 +223,15 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out 
 				r.deleted.Store(true)
 			}
 		}()
+	}
+	r.liveThen.Store(r.liveBytes())
+	defer func() { // also where it fails, so that nobody waits for what does not come
+		r.left.Store(max(r.garbage(p), 0))
+		r.stuck.Store(out.FreedBytes < reclaimLeast/4 && r.room(p) < 0)
+	}()
+	// The segment that is being written is not cleaned.
+	if err := p.log.Roll(max(g(0, 1), rollBytes)); err != nil && !errors.Is(err, block.ErrNoSpace) {
+		return Reclaimed{}, fmt.Errorf("reclaim: %w", err)
 	}
 	// Two checkpoints make both superblocks know all that is dead now.
 	for range 2 {
@@ -295,9 +243,7 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out 
 			return Reclaimed{}, err
 		}
 	}
-	out, err = p.sweep(ctx, target)
-	r.left.Store(max(r.garbage(p), 0))
-	r.stuck.Store(out.FreedBytes < reclaimLeast/4)
+	out, err = p.sweep(ctx, g)
 	if err != nil {
 		return out, fmt.Errorf("reclaim: %w", err)
 	}
@@ -305,7 +251,7 @@ func (p *Pool) reclaim(ctx context.Context, target func(live int64) int64) (out 
 }
 
 // sweep cleans the segments before the basis.
-func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclaimed, error) {
+func (p *Pool) sweep(ctx context.Context, g goal) (Reclaimed, error) {
 	var out Reclaimed
 	basis, pinned := p.basis()
 	live, err := p.markSizes(ctx, basis)
@@ -319,7 +265,7 @@ func (p *Pool) sweep(ctx context.Context, target func(live int64) int64) (Reclai
 	if err := p.markPinnedSizes(ctx, basis, pinned, live); err != nil {
 		return out, err
 	}
-	victims, err := p.victims(basis, live, target)
+	victims, err := p.victims(basis, live, g)
 	if err != nil {
 		return out, err
 	}
@@ -442,9 +388,9 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []owne
 	return nil
 }
 
-// victims are the files to clean, the emptiest first, until at most target of garbage is left
+// victims are the files to clean, the emptiest first, until little enough garbage is left
 // in those before the basis; and packs that are to become one.
-func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(live int64) int64) ([]seglog.File, error) {
+func (p *Pool) victims(basis *frozenState, live map[uint64]int64, g goal) ([]seglog.File, error) {
 	files, err := p.log.Files()
 	if err != nil {
 		return nil, err
@@ -478,7 +424,7 @@ func (p *Pool) victims(basis *frozenState, live map[uint64]int64, target func(li
 	var victims []seglog.File
 	segments := 0
 	for _, v := range found {
-		if v.share > 0 && garbage <= target(all) || segments > maxVictims {
+		if v.share > 0 && garbage <= g(all, v.share) || segments > maxVictims {
 			break
 		}
 		victims = append(victims, v.File)

@@ -150,7 +150,7 @@ func (m *mover) room(ctx context.Context) error {
 		if err := p.checkpointer.throttle(ctx); err != nil {
 			return err
 		}
-		garbage, most := r.garbage(p), r.liveBytes()/5+128<<20 // more than a cycle leaves, less than what holds writers up
+		garbage, most := r.garbage(p), r.liveBytes()/5+64<<20 // more than a cycle leaves, less than what holds writers up
 		free := int64(relayoutFree)
 		if m.options.FreeBytes != nil {
 			free = m.options.FreeBytes()
@@ -170,7 +170,7 @@ func (m *mover) room(ctx context.Context) error {
 		if !p.begin() {
 			return fmt.Errorf("pool: %w", block.ErrClosed)
 		}
-		_, err := p.reclaim(ctx, busyCleaned)
+		_, err := p.reclaim(ctx, cleanBusy)
 		p.end()
 		if err != nil {
 			return err

@@ -76,7 +76,7 @@ var zeroCRC = seglog.Checksum(zeroBlock)
 func (v *volume) submit(ctx context.Context, ops []*block.Op) {
 	err := v.pool.checkpointer.throttle(ctx)
 	if err == nil {
-		err = v.pool.reclaimer.throttle(ctx, v.pool)
+		err = v.pool.reclaimer.throttle(ctx, v.pool, needs(ops))
 	}
 	var admitted int64
 	if err == nil {

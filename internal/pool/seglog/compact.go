@@ -307,7 +307,11 @@ type copier struct {
 func (w *copier) write(b []byte) {
 	if w.err == nil {
 		w.err = w.file.WriteAt([][]byte{b}, w.at)
+		from := w.at / writebackBytes
 		w.at += int64(len(b))
+		if to := w.at / writebackBytes; to > from {
+			w.file.StartWriteback(from*writebackBytes, (to-from)*writebackBytes)
+		}
 	}
 }
 

@@ -32,6 +32,7 @@ type Log struct {
 	seq      uint64
 	prevCRC  uint32
 	unsynced []*segment // written since their last sync, oldest first, each acquired
+	rolling  bool       // active is full, whatever its length
 	newNames bool       // segments were created since the last sync of the directory
 	header   []byte     // scratch
 	bufs     [][]byte   // scratch
@@ -124,7 +125,7 @@ const writebackBytes = 8 << 20
 
 // makeRoom sees to it that active has room for n bytes.
 func (l *Log) makeRoom(n int64) error {
-	if l.active != nil && (l.end == 0 || l.end+n <= l.cfg.SegmentBytes) {
+	if l.active != nil && !l.rolling && (l.end == 0 || l.end+n <= l.cfg.SegmentBytes) {
 		return nil
 	}
 	if l.active != nil && l.length > l.end {
@@ -139,10 +140,24 @@ func (l *Log) makeRoom(n int64) error {
 	if err != nil {
 		return fmt.Errorf("create segment %016x: %w", id, NoSpace(err))
 	}
-	l.active, l.end, l.length = l.segments.insert(id, f), 0, length
+	l.active, l.end, l.length, l.rolling = l.segments.insert(id, f), 0, length, false
 	l.unsynced = append(l.unsynced, l.active)
 	l.newNames = true
 	return nil
+}
+
+// Roll lets the log go on in a new segment if that which it is in is longer than so many bytes, so that
+// the old one can be compacted.
+func (l *Log) Roll(longer int64) error {
+	l.mu.Lock()
+	l.rolling = l.active != nil && l.end > longer
+	rolling := l.rolling
+	l.mu.Unlock()
+	if !rolling {
+		return nil
+	}
+	_, err := l.Append([]Entry{{Kind: KindOpen}})
+	return err
 }
 
 // abandon undoes a batch whose write failed: what is left of it is cut off and the
