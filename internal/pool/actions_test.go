@@ -55,9 +55,9 @@ var actions = []action{
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
 	{"reclaim", func(d *driver) { d.reclaim() }},
 	{"reclaim by a hole", func(d *driver) {
-		d.createVolume("holey", 192<<10)
-		d.submit("holey", writeOp(0, 192<<10)) // one batch in one segment
-		d.submit("holey", discardOp(32<<10, 80<<10))
+		d.createVolume("holey", 136<<10)
+		d.submit("holey", writeOp(0, 136<<10)) // one batch in one segment
+		d.submit("holey", discardOp(32<<10, 68<<10))
 		d.reclaim()
 	}},
 	{"reclaim into a pack", func(d *driver) {
