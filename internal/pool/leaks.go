@@ -47,7 +47,7 @@ func (c *checker) leaks(end uint64) error {
 		}
 	}
 	// Reclaim works when enough has gathered, so that some garbage is in order.
-	if c.report.GarbageBytes <= busyCleaned(c.report.LiveBytes) {
+	if c.report.GarbageBytes <= worthBusy(c.report.LiveBytes) {
 		return nil
 	}
 	c.report.Leaks = append(c.report.Leaks, whole[:min(len(whole), maxFindings)]...)

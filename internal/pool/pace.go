@@ -35,6 +35,10 @@ func cleanBusy(live int64, share float64) int64 {
 	return live/5 + 48<<20
 }
 
+// leastGarbage is what is worth a cycle, worthBusy all that there is when one begins while somebody writes.
+func leastGarbage(live int64) int64 { return max(reclaimLeast, live/20) }
+func worthBusy(live int64) int64    { return cleanBusy(live, 1) + leastGarbage(live) }
+
 // liveBytes is what is live now, as far as known.
 func (r *reclaimer) liveBytes() int64 { return max(r.marked.Load()+r.live.Load(), 0) }
 
@@ -47,9 +51,9 @@ func (r *reclaimer) garbage(p *Pool) int64 {
 // grown, or writers wait.
 func (r *reclaimer) worth(p *Pool) bool {
 	live, garbage, left := r.liveBytes(), r.garbage(p), r.left.Load()
-	least := max(reclaimLeast, live/20)
+	least := leastGarbage(live)
 	return r.deleted.Load() && time.Now().UnixNano() > r.earliest.Load() || r.over(p) ||
-		r.liveThen.Load()-live > least || garbage-max(left, cleanBusy(live, 1)) > least ||
+		r.liveThen.Load()-live > least || garbage > max(left+least, worthBusy(live)) ||
 		r.room(p) < r.slow() && garbage-left > least/4
 }
 

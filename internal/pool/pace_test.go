@@ -47,7 +47,7 @@ func TestGoals(t *testing.T) {
 			var r reclaimer
 			r.marked.Store(live)
 			// A cycle begins before writers are slowed down, and leaves less than what that begins with.
-			if bound := live/10*spaceTenth + spaceSlack; busy+max(reclaimLeast, live/20) > bound-r.slow() {
+			if bound := live/10*spaceTenth + spaceSlack; worthBusy(live) > bound-r.slow() {
 				t.Errorf("live %d: a cycle leaves %d, and writers are slowed down from %d on", live, busy, bound-r.slow())
 			}
 		}

@@ -149,7 +149,7 @@ func (p *Pool) repair(ctx context.Context, rep *RepairReport, progress func(floa
 	if hasOwn(&rep.Before) {
 		rep.did("both slots of the superblock, and what they lead to, were written anew")
 	}
-	given, err := p.reclaim(ctx, func(int64) int64 { return 0 })
+	given, err := p.reclaim(ctx, cleanAll)
 	switch {
 	case err != nil && (isDamage(err) || isLoss(err)):
 		rep.left("space was not given back: %v", err)
