@@ -85,11 +85,31 @@ func (f *diskFile) Sync() error {
 	return f.File.Sync()
 }
 
+// isBad tells whether n bytes from off on touch the bad sector.
+func (f *diskFile) isBad(off, n int64) bool {
+	bad := f.disk.bad
+	return bad != nil && bad.Path == f.name && off+n > bad.Offset && off < bad.Offset+bad.Length
+}
+
+func (f *diskFile) ReadVector(bufs [][]byte, off int64, wait bool) error {
+	n := int64(0)
+	for _, b := range bufs {
+		n += int64(len(b))
+	}
+	if wait {
+		f.disk.before(crashfs.Op{Kind: crashfs.Read, Path: f.name, Offset: off, Length: n})
+	}
+	if f.isBad(off, n) {
+		return errIO
+	}
+	return f.File.ReadVector(bufs, off, wait)
+}
+
 // ReadAt reads up to the bad sector, as a real disk does.
 func (f *diskFile) ReadAt(p []byte, off int64) (int, error) {
 	f.disk.before(crashfs.Op{Kind: crashfs.Read, Path: f.name, Offset: off, Length: int64(len(p))})
 	bad := f.disk.bad
-	if bad == nil || bad.Path != f.name || off+int64(len(p)) <= bad.Offset || off >= bad.Offset+bad.Length {
+	if !f.isBad(off, int64(len(p))) {
 		return f.File.ReadAt(p, off)
 	}
 	n, err := f.File.ReadAt(p[:max(0, bad.Offset-off)], off)

@@ -71,8 +71,9 @@ func (f frozen) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error
 
 // scratch is the memory of one read.
 type scratch struct {
-	found []blockmap.Entry
-	block [block.Size]byte
+	found  []blockmap.Entry
+	pieces []seglog.Piece
+	edges  [2][block.Size]byte // of the first and last block, where only a part of it is asked for
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -120,28 +121,54 @@ func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
 }
 
 // fill reads the blocks that entries refer to into b, leaving out the first skip
-// bytes and what does not fit.
+// bytes and what does not fit, and verifies them.
 func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wait bool) error {
-	for i := 0; i < len(entries); {
-		e := entries[i]
-		if n := block.Size - skip; skip > 0 || len(b) < block.Size {
-			if err := p.readRun(entries[i:i+1], s.block[:], wait); err != nil {
-				return asked(i, err)
-			}
-			n = copy(b[:min(n, len(b))], s.block[skip:])
-			b, skip = b[n:], 0
-			i++
-			continue
+	// whole tells whether all of block i is asked for; to is where n blocks from i on go: b, or an edge.
+	whole := func(i int) bool {
+		at := i*block.Size - skip
+		return at >= 0 && at+block.Size <= len(b)
+	}
+	to := func(i, n int) []byte {
+		if !whole(i) {
+			return s.edges[min(i, 1)][:]
 		}
+		at := i*block.Size - skip
+		return b[at : at+n*block.Size]
+	}
+	s.pieces = s.pieces[:0]
+	defer func() { clear(s.pieces) }()
+	for i := 0; i < len(entries); {
 		n := 1
-		for i+n < len(entries) && (n+1)*block.Size <= len(b) && continues(e, entries[i+n], n) {
+		for whole(i) && i+n < len(entries) && whole(i+n) && continues(entries[i], entries[i+n], n) {
 			n++
 		}
-		if bad, err := p.readBlocks(entries[i:i+n], b[:n*block.Size], wait); err != nil {
-			return asked(i+bad, err)
+		switch e := entries[i]; {
+		case e.Lost():
+			return asked(i, lostBlock(e))
+		case e.Mapped():
+			s.pieces = append(s.pieces, seglog.Piece{Addr: e.Addr, To: to(i, n)})
+		default:
+			clear(to(i, n))
 		}
-		b = b[n*block.Size:]
 		i += n
+	}
+	err := p.log.ReadPieces(s.pieces, wait)
+	if err != nil && !wait {
+		return err
+	}
+	for i, e := range entries {
+		if err != nil { // one by one, to tell which it is
+			if err := p.readBlock(e, to(i, 1)); err != nil {
+				return asked(i, err)
+			}
+		} else if e.Mapped() && seglog.Checksum(to(i, 1)) != e.CRC {
+			return asked(i, rotten(e.Addr))
+		}
+	}
+	for _, i := range []int{0, len(entries) - 1} {
+		if at := i*block.Size - skip; !whole(i) {
+			copy(b[max(at, 0):], s.edges[min(i, 1)][max(-at, 0):])
+		}
 	}
 	return nil
 }
@@ -152,45 +179,6 @@ func continues(e, f blockmap.Entry, n int) bool {
 		return e.Mapped() == f.Mapped()
 	}
 	return f.Addr == e.Addr.Plus(int64(n)*block.Size) && f.Addr.Segment() == e.Addr.Segment()
-}
-
-// readBlocks is readRun, and says which block it is that cannot be read.
-func (p *Pool) readBlocks(run []blockmap.Entry, b []byte, wait bool) (bad int, err error) {
-	if err = p.readRun(run, b, wait); !errors.Is(err, block.ErrDamaged) {
-		return 0, err
-	}
-	for i := range run {
-		if err := p.readRun(run[i:i+1], b[i*block.Size:(i+1)*block.Size], wait); err != nil {
-			return i, err
-		}
-	}
-	return 0, nil
-}
-
-// readRun reads blocks that lie behind each other and verifies them.
-func (p *Pool) readRun(run []blockmap.Entry, b []byte, wait bool) error {
-	if !run[0].Mapped() {
-		clear(b)
-		return nil
-	}
-	if run[0].Lost() {
-		return lostBlock(run[0])
-	}
-	var err error
-	if wait {
-		err = p.log.ReadAt(run[0].Addr, b)
-	} else if err = p.log.TryReadAt(run[0].Addr, b); errors.Is(err, vfs.ErrWouldBlock) {
-		return vfs.ErrWouldBlock
-	}
-	if err != nil {
-		return lost(run[0].Addr, err)
-	}
-	for i := range run {
-		if seglog.Checksum(b[i*block.Size:(i+1)*block.Size]) != run[i].CRC {
-			return rotten(run[i].Addr)
-		}
-	}
-	return nil
 }
 
 // extents describes [off, off+length) of v in at most limit runs.

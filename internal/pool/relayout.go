@@ -1,11 +1,9 @@
 package pool
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"varve/internal/block"
@@ -125,7 +123,8 @@ type mover struct {
 	done    Relayouted
 
 	found, now [regionBlocks]blockmap.Entry
-	own        []int // blocks of the region to be moved, by address
+	own        []int // blocks of the region to be moved
+	pieces     []seglog.Piece
 	data       []byte
 	crcs       [regionBlocks]uint32
 }
@@ -251,14 +250,21 @@ func (m *mover) choose(since uint64) (pieces int) {
 	return pieces
 }
 
-// read reads and verifies the blocks to be moved, in the order in which they lie, and
-// leaves out those that cannot be read.
+// read reads and verifies the blocks to be moved and leaves out those that cannot be read.
 func (m *mover) read(pins *blockmap.Pins, at uint64) error {
-	slices.SortFunc(m.own, func(a, b int) int { return cmp.Compare(m.found[a].Addr, m.found[b].Addr) })
+	m.pieces = m.pieces[:0]
+	for _, i := range m.own {
+		m.pieces = append(m.pieces, seglog.Piece{Addr: m.found[i].Addr, To: m.block(i)})
+	}
+	err := m.pool.log.ReadPieces(m.pieces, true)
 	sound := m.own[:0]
 	for _, i := range m.own {
+		if err == nil && seglog.Checksum(m.block(i)) == m.found[i].CRC {
+			sound = append(sound, i)
+			continue
+		}
 		was := m.found[i]
-		err := m.volume.readCurrent(&m.found[i], pins, at+uint64(i), m.data[i*block.Size:(i+1)*block.Size])
+		err := m.volume.readCurrent(&m.found[i], pins, at+uint64(i), m.block(i))
 		switch {
 		case errors.Is(err, block.ErrDamaged):
 			m.damage(at+uint64(i), 1, err)
@@ -271,9 +277,10 @@ func (m *mover) read(pins *blockmap.Pins, at uint64) error {
 		}
 	}
 	m.own = sound
-	slices.Sort(m.own)
 	return nil
 }
+
+func (m *mover) block(i int) []byte { return m.data[i*block.Size : (i+1)*block.Size] }
 
 // move gives the blocks that were read their new places, but for those that are no longer what was
 // read, or are shared by now. It is called by whoever has the log to itself.

@@ -41,28 +41,59 @@ func (f *osFile) done(op string, err error) error {
 
 func (f *osFile) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
 
-func (f *osFile) TryReadAt(p []byte, off int64) (int, error) {
+func (f *osFile) ReadVector(bufs [][]byte, off int64, wait bool) error {
 	if off < 0 { // to preadv2, -1 is the file's own position
-		return 0, f.done("read", unix.EINVAL)
+		return f.done("read", unix.EINVAL)
 	}
-	if f.noNowait.Load() {
-		return 0, ErrWouldBlock
+	if !wait && f.noNowait.Load() {
+		return ErrWouldBlock
 	}
-	for {
-		n, err := unix.Preadv2(f.fd(), [][]byte{p}, off, unix.RWF_NOWAIT)
-		switch {
-		case err == nil && n == len(p):
-			runtime.KeepAlive(f)
-			return n, nil
-		case err == nil || err == unix.EAGAIN:
-			return 0, ErrWouldBlock
-		case err == unix.EOPNOTSUPP || err == unix.ENOSYS:
-			f.noNowait.Store(true)
-			return 0, ErrWouldBlock
-		case err != unix.EINTR:
-			return 0, f.done("read", err)
+	flags := unix.RWF_NOWAIT
+	if wait {
+		flags = 0
+	}
+	iov := iovecs.Get().(*[maxIovecs]unix.Iovec)
+	used := 0
+	defer func() {
+		clear(iov[:used])
+		iovecs.Put(iov)
+	}()
+	for rest := (vector{bufs: bufs}); ; {
+		n, length := rest.describe(iov[:])
+		if n == 0 {
+			return nil
 		}
+		used = max(used, n)
+		read, err := f.preadv2(iov[:n], off, flags)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN, (err == unix.EOPNOTSUPP || err == unix.ENOSYS) && !wait:
+			if err != unix.EAGAIN {
+				f.noNowait.Store(true)
+			}
+			return ErrWouldBlock
+		case err != nil:
+			return f.done("read", err)
+		case !wait && read < length:
+			return ErrWouldBlock
+		case read == 0:
+			return io.EOF
+		}
+		off += int64(read)
+		rest.advance(read)
 	}
+}
+
+// preadv2 reads into iov. The offset is passed in two halves for 32-bit kernels; 64-bit ones ignore the upper.
+func (f *osFile) preadv2(iov []unix.Iovec, off int64, flags int) (int, error) {
+	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(f.fd()),
+		uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)),
+		uintptr(off), uintptr(uint64(off)>>32), uintptr(flags))
+	runtime.KeepAlive(f)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // maxIovecs is how many buffers one pwritev takes (IOV_MAX).
@@ -84,8 +115,8 @@ func (f *osFile) writeAt(bufs [][]byte, off int64) error {
 		clear(iov[:used]) // the pool must not keep the caller's buffers alive
 		iovecs.Put(iov)
 	}()
-	for rest := (unwritten{bufs: bufs}); ; {
-		n := rest.describe(iov[:])
+	for rest := (vector{bufs: bufs}); ; {
+		n, _ := rest.describe(iov[:])
 		if n == 0 {
 			return nil
 		}
@@ -99,16 +130,16 @@ func (f *osFile) writeAt(bufs [][]byte, off int64) error {
 	}
 }
 
-// unwritten is what is left of a vector of buffers: all of bufs but the first
+// vector is what is left of a vector of buffers: all of bufs but the first
 // skip bytes of bufs[0].
-type unwritten struct {
+type vector struct {
 	bufs [][]byte
 	skip int
 }
 
-// describe fills iov with as much as it can name, and returns how many it used:
-// 0 when nothing is left. Empty buffers take no place.
-func (u *unwritten) describe(iov []unix.Iovec) (n int) {
+// describe fills iov with as much as it can name, and returns how many it used
+// (0 when nothing is left) and their length in bytes. Empty buffers take no place.
+func (u *vector) describe(iov []unix.Iovec) (n, length int) {
 	for i, b := range u.bufs {
 		if i == 0 {
 			b = b[u.skip:]
@@ -120,13 +151,14 @@ func (u *unwritten) describe(iov []unix.Iovec) (n int) {
 			iov[n].Base = &b[0]
 			iov[n].SetLen(len(b))
 			n++
+			length += len(b)
 		}
 	}
-	return n
+	return n, length
 }
 
-// advance takes n bytes off the front, which a write may end anywhere.
-func (u *unwritten) advance(n int) {
+// advance takes n bytes off the front, which a read or write may end anywhere.
+func (u *vector) advance(n int) {
 	for u.skip += n; len(u.bufs) > 0 && u.skip >= len(u.bufs[0]); u.bufs = u.bufs[1:] {
 		u.skip -= len(u.bufs[0])
 	}

@@ -19,9 +19,10 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	}
 	p := make([]byte, 4096)
 	for name, call := range map[string]func() error{
-		"WriteAt":   func() error { return f.WriteAt(bufs, 0) },
-		"ReadAt":    func() error { _, err := f.ReadAt(p, 0); return err },
-		"TryReadAt": func() error { _, err := f.TryReadAt(p, 0); return err },
+		"WriteAt": func() error { return f.WriteAt(bufs, 0) },
+		"ReadAt":  func() error { _, err := f.ReadAt(p, 0); return err },
+		"try":     func() error { return f.ReadVector(bufs[:8], 0, false) },
+		"read":    func() error { return f.ReadVector(bufs, 0, true) },
 	} {
 		var err error
 		allocs := testing.AllocsPerRun(50, func() { err = call() })

@@ -41,14 +41,17 @@ func TestUnwrittenResumesAtAnyByte(t *testing.T) {
 		want := bytes.Join(bufs, nil)
 		var got []byte
 		iov := make([]unix.Iovec, 7)
-		for rest := (unwritten{bufs: bufs}); ; {
-			n := rest.describe(iov)
+		for rest := (vector{bufs: bufs}); ; {
+			n, length := rest.describe(iov)
 			if n == 0 {
 				break
 			}
 			var offered []byte
 			for _, v := range iov[:n] {
 				offered = append(offered, unsafe.Slice(v.Base, int(v.Len))...)
+			}
+			if length != len(offered) {
+				t.Fatalf("seed %d: %d bytes are described as %d", seed, len(offered), length)
 			}
 			written := 1 + rnd.IntN(len(offered))
 			got = append(got, offered[:written]...)
@@ -114,8 +117,8 @@ func TestTryReadRemembersThatItCannot(t *testing.T) {
 	}
 	defer func() { _ = f.Close() }()
 	for range 2 {
-		if n, err := f.TryReadAt(make([]byte, 4), 0); n != 0 || !errors.Is(err, ErrWouldBlock) {
-			t.Fatalf("got %d, %v; want 0, ErrWouldBlock", n, err)
+		if err := f.ReadVector([][]byte{make([]byte, 4)}, 0, false); !errors.Is(err, ErrWouldBlock) {
+			t.Fatalf("got %v; want ErrWouldBlock", err)
 		}
 		if !f.(*osFile).noNowait.Load() {
 			t.Fatal("asks the kernel again")
@@ -131,7 +134,7 @@ func TestTryReadFindsWhatWasJustWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := make([]byte, len(data))
-	_, err := f.TryReadAt(got, 0)
+	err := f.ReadVector([][]byte{got[:100], nil, got[100:]}, 0, false)
 	if f.noNowait.Load() {
 		if !errors.Is(err, ErrWouldBlock) {
 			t.Fatalf("got %v, want ErrWouldBlock on a file system without RWF_NOWAIT", err)
@@ -139,7 +142,7 @@ func TestTryReadFindsWhatWasJustWritten(t *testing.T) {
 		return
 	}
 	if err != nil || !bytes.Equal(got, data) {
-		t.Fatalf("TryReadAt: %v", err)
+		t.Fatalf("ReadVector: %v", err)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 	"io/fs"
 )
 
-// ErrWouldBlock is returned by File.TryReadAt where the data is not in memory.
+// ErrWouldBlock is returned by File.ReadVector where the data is not in memory.
 var ErrWouldBlock = errors.New("would wait for the disk")
 
 // ErrLocked is returned by FS.Lock where another process (or another Lock in
@@ -67,9 +67,10 @@ type FS interface {
 type File interface {
 	// ReadAt is io.ReaderAt.
 	ReadAt(p []byte, off int64) (int, error)
-	// TryReadAt is ReadAt if all of p is in memory, else it returns 0 and ErrWouldBlock;
-	// so it does for a read beyond the end. Only ReadAt can tell these apart.
-	TryReadAt(p []byte, off int64) (int, error)
+	// ReadVector fills bufs, one after the other, with what lies from off on. With wait it is io.EOF if the
+	// file ends before. Without, it is ErrWouldBlock unless all of it is in memory, also beyond the end: only
+	// waiting can tell these apart. After an error the content of bufs means nothing.
+	ReadVector(bufs [][]byte, off int64, wait bool) error
 	// WriteAt writes the concatenation of bufs at off, extending the file as needed. On an
 	// error any part of it may have been written. It does not retain or change bufs.
 	WriteAt(bufs [][]byte, off int64) error

@@ -327,7 +327,7 @@ func (w *copier) copyLive(s *segment, id uint64, live BlockSet) {
 			n++
 		}
 		p := w.buf[:n*block.Size]
-		if err := s.readAt(s.file.ReadAt, id, int64(i)*block.Size, p); err != nil {
+		if err := s.readAt(id, int64(i)*block.Size, p); err != nil {
 			w.unreadable, w.err = id, fmt.Errorf("read segment %016x: %w", id, err)
 			return
 		}
@@ -408,18 +408,6 @@ func (c *Compactor) pack(files []File, live map[uint64]BlockSet) (done Compacted
 		}
 	}
 	return done, 0, err
-}
-
-// readAt reads from an offset in a segment as it was written.
-func (s *segment) readAt(read func([]byte, int64) (int, error), id uint64, off int64, p []byte) error {
-	if s.index != nil {
-		var ok bool
-		if off, ok = s.index.place(id, off, len(p)); !ok {
-			return fmt.Errorf("the place was given back: %w", fs.ErrNotExist)
-		}
-	}
-	_, err := read(p, off)
-	return err
 }
 
 // removeLeftovers removes what interrupted rewrites left, and the spares of an earlier process.

@@ -263,20 +263,10 @@ func (l *Log) ReadAt(addr Addr, p []byte) error {
 		return err
 	}
 	defer l.segments.release(s)
-	if err := s.readAt(s.file.ReadAt, addr.Segment(), addr.Offset(), p); err != nil {
+	if err := s.readAt(addr.Segment(), addr.Offset(), p); err != nil {
 		return fmt.Errorf("read %d bytes at %s: %w", len(p), addr, err)
 	}
 	return nil
-}
-
-// TryReadAt is ReadAt if the data is in memory, else vfs.ErrWouldBlock.
-func (l *Log) TryReadAt(addr Addr, p []byte) error {
-	s, err := l.segments.acquire(addr.Segment())
-	if err != nil {
-		return err
-	}
-	defer l.segments.release(s)
-	return s.readAt(s.file.TryReadAt, addr.Segment(), addr.Offset(), p)
 }
 
 // Position is the end of the log.

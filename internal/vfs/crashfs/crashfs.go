@@ -159,7 +159,7 @@ func (f *FS) UsedBytes() int64 {
 	return f.used * pageSize
 }
 
-// SetCold makes every TryReadAt return ErrWouldBlock, or none. Crash images inherit it.
+// SetCold makes every ReadVector that does not wait return ErrWouldBlock, or none. Crash images inherit it.
 func (f *FS) SetCold(cold bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -123,7 +123,7 @@ func TestEverythingFailsAfterACrash(t *testing.T) {
 	ops := fsys.Ops()
 	p := make([]byte, 4)
 	_, readErr := f.ReadAt(p, 0)
-	_, tryErr := f.TryReadAt(p, 0)
+	tryErr := f.ReadVector([][]byte{p}, 0, false)
 	_, sizeErr := f.Size()
 	_, createErr := fsys.Create("g")
 	_, openErr := fsys.Open("f")
@@ -281,12 +281,12 @@ func TestColdReadsWouldBlock(t *testing.T) {
 	fsys := crashfs.New()
 	f := durable(t, fsys, "f", "text")
 	p := make([]byte, 4)
-	if n, err := f.TryReadAt(p, 0); n != 4 || err != nil {
-		t.Fatalf("in memory: %d, %v", n, err)
+	if err := f.ReadVector([][]byte{p}, 0, false); err != nil {
+		t.Fatalf("in memory: %v", err)
 	}
 	fsys.SetCold(true)
-	if n, err := f.TryReadAt(p, 0); n != 0 || !errors.Is(err, vfs.ErrWouldBlock) {
-		t.Fatalf("cold: %d, %v", n, err)
+	if err := f.ReadVector([][]byte{p}, 0, false); !errors.Is(err, vfs.ErrWouldBlock) {
+		t.Fatalf("cold: %v", err)
 	}
 	if n, err := f.ReadAt(p, 0); n != 4 || err != nil {
 		t.Fatalf("ReadAt: %d, %v", n, err)

@@ -58,18 +58,26 @@ func (f *file) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-func (f *file) TryReadAt(p []byte, off int64) (int, error) {
+func (f *file) ReadVector(bufs [][]byte, off int64, wait bool) error {
 	f.fs.mu.Lock()
 	cold := f.fs.cold
 	f.fs.mu.Unlock()
-	if cold && len(p) > 0 {
-		return 0, vfs.ErrWouldBlock
+	length := 0
+	for _, b := range bufs {
+		length += len(b)
 	}
-	n, err := f.ReadAt(p, off)
-	if errors.Is(err, io.EOF) {
-		return 0, vfs.ErrWouldBlock
+	if cold && length > 0 && !wait {
+		return vfs.ErrWouldBlock
 	}
-	return n, err
+	p := make([]byte, length)
+	_, err := f.ReadAt(p, off)
+	if errors.Is(err, io.EOF) && !wait {
+		return vfs.ErrWouldBlock
+	}
+	for _, b := range bufs {
+		p = p[copy(b, p):]
+	}
+	return err
 }
 
 func (f *file) WriteAt(bufs [][]byte, off int64) error {

@@ -90,15 +90,22 @@ func holds(t *testing.T, f vfs.File, text string) {
 	if n != len(text) || !bare(err, io.EOF) || string(got[:n]) != text {
 		t.Fatalf("read %d bytes %q, %v; want %d bytes %q and io.EOF", n, got[:n], err, len(text), text)
 	}
-	n, err = f.TryReadAt(got[:size], 0)
-	if err == nil && string(got[:n]) != text {
-		t.Fatalf("TryReadAt gave %q, want %q", got[:n], text)
+	for _, wait := range []bool{false, true} {
+		clear(got)
+		bufs := [][]byte{nil, got[:size/3], nil, got[size/3 : size]} // cut in any way
+		err = f.ReadVector(bufs, 0, wait)
+		if err == nil && string(got[:size]) != text {
+			t.Fatalf("ReadVector gave %q, want %q", got[:size], text)
+		}
+		if err != nil && (wait || !bare(err, vfs.ErrWouldBlock)) {
+			t.Fatal(err)
+		}
 	}
-	if err != nil && !errors.Is(err, vfs.ErrWouldBlock) {
-		t.Fatal(err)
+	if err := f.ReadVector([][]byte{got[:3], got[3:]}, 0, false); !bare(err, vfs.ErrWouldBlock) {
+		t.Fatalf("ReadVector beyond the end gave %v; want ErrWouldBlock", err)
 	}
-	if n, err := f.TryReadAt(got, 0); n != 0 || !bare(err, vfs.ErrWouldBlock) {
-		t.Fatalf("TryReadAt beyond the end gave %d, %v; want 0, ErrWouldBlock", n, err)
+	if err := f.ReadVector([][]byte{got[:3], got[3:]}, 0, true); !bare(err, io.EOF) {
+		t.Fatalf("ReadVector beyond the end gave %v; want io.EOF", err)
 	}
 }
 
@@ -343,10 +350,10 @@ func testBadArguments(t *testing.T, fsys vfs.FS, dir string) {
 	write(t, f, "text", 0)
 	p := make([]byte, 2)
 	_, readErr := f.ReadAt(p, -1)
-	_, tryErr := f.TryReadAt(p, -1)
 	for op, err := range map[string]error{
 		"ReadAt":             readErr,
-		"TryReadAt":          tryErr,
+		"ReadVector":         f.ReadVector([][]byte{p}, -1, true),
+		"ReadVector at once": f.ReadVector([][]byte{p}, -1, false),
 		"WriteAt":            f.WriteAt([][]byte{p}, -1),
 		"Truncate":           f.Truncate(-1),
 		"Allocate offset":    f.Allocate(-1, 4),
