@@ -64,18 +64,17 @@ func (f *osFile) ReadVector(bufs [][]byte, off int64, wait bool) error {
 			return nil
 		}
 		used = max(used, n)
-		read, err := f.preadv2(iov[:n], off, flags)
+		read, errno := f.preadv2(iov[:n], off, flags)
 		switch {
-		case err == unix.EINTR:
-		case err == unix.EAGAIN, (err == unix.EOPNOTSUPP || err == unix.ENOSYS) && !wait:
-			if err != unix.EAGAIN {
-				f.noNowait.Store(true)
-			}
+		case errno == unix.EINTR:
+			continue
+		case !wait && (errno == unix.EOPNOTSUPP || errno == unix.ENOSYS):
+			f.noNowait.Store(true)
 			return ErrWouldBlock
-		case err != nil:
-			return f.done("read", err)
-		case !wait && read < length:
+		case !wait && (errno == unix.EAGAIN || errno == 0 && read < length):
 			return ErrWouldBlock
+		case errno != 0:
+			return f.done("read", errno)
 		case read == 0:
 			return io.EOF
 		}
@@ -85,15 +84,12 @@ func (f *osFile) ReadVector(bufs [][]byte, off int64, wait bool) error {
 }
 
 // preadv2 reads into iov. The offset is passed in two halves for 32-bit kernels; 64-bit ones ignore the upper.
-func (f *osFile) preadv2(iov []unix.Iovec, off int64, flags int) (int, error) {
+func (f *osFile) preadv2(iov []unix.Iovec, off int64, flags int) (int, unix.Errno) {
 	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(f.fd()),
 		uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)),
 		uintptr(off), uintptr(uint64(off)>>32), uintptr(flags))
 	runtime.KeepAlive(f)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return int(n), errno
 }
 
 // maxIovecs is how many buffers one pwritev takes (IOV_MAX).
