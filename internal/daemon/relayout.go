@@ -26,7 +26,6 @@ func (d *Daemon) StartRelayout(name string) (contract.Job, error) {
 				j.fraction(done, total)
 				return j.pause(ctx)
 			},
-			FreeBytes: func() int64 { return freeBytes(d.poolDir) },
 		})
 		return &contract.Result{Relayout: &contract.Relayout{
 			Volume: name, MovedBytes: done.Moved, OrderedBytes: done.Ordered, SharedBytes: done.Shared,

@@ -9,7 +9,6 @@ import (
 
 	"varve/internal/contract"
 	"varve/internal/pool"
-	"varve/internal/vfs"
 )
 
 const (
@@ -41,15 +40,6 @@ func (d *Daemon) Pool() contract.Pool {
 		out.QuotaBytes, out.ReserveBytes = &info.QuotaBytes, &info.ReserveBytes
 	}
 	return out
-}
-
-// freeBytes is what is free for us on the file system of path; 0 where it cannot be told.
-func freeBytes(path string) int64 {
-	_, free, err := vfs.OS().Space(path)
-	if err != nil {
-		return 0
-	}
-	return free
 }
 
 // maxHolders is how many of each kind PoolHolders returns at most.

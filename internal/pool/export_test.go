@@ -81,6 +81,14 @@ func (p *Pool) SnapshotEntries(ref SnapshotRef) []blockmap.Entry {
 	return out
 }
 
+// LoseLeaf records the blocks of a volume's first leaf as lost.
+func (p *Pool) LoseLeaf(volume string) error {
+	v := p.volumes[p.cat.VolumeByName(volume).Number]
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.tree.Lose(p.store.NewPins(), 0, 0, blocksIn(v.size.Load()))
+}
+
 // Replay applies an entry as opening the pool does.
 func (p *Pool) Replay(e seglog.Entry) error {
 	r := replayer{pool: p, pins: p.store.NewPins()}

@@ -16,8 +16,9 @@ const (
 	regionBlocks = 256
 	// orderedPieces is in how many pieces a region may lie and still be in order.
 	orderedPieces = 4
-	// relayoutFree is how many bytes of the disk a relayout leaves to clients.
+	// A relayout leaves so many bytes to clients, or under a quota the part of it, if that is less.
 	relayoutFree = 256 << 20
+	relayoutPart = 16
 	// relayoutAttempts is how often a relayout that has no room asks for space before it gives up.
 	relayoutAttempts = 5
 	// A relayout rests as long as it works; while clients write, busyShare times as long.
@@ -29,8 +30,6 @@ const (
 type RelayoutOptions struct {
 	// Progress is told between batches how many mapped bytes are behind, of how many. It may wait; its error ends the work.
 	Progress func(done, total int64) error
-	// FreeBytes tells how much room the file system of the pool has; nil: unknown.
-	FreeBytes func() int64
 }
 
 // Relayouted tells what a relayout did, in bytes of data.
@@ -150,15 +149,17 @@ func (m *mover) room(ctx context.Context) error {
 			return err
 		}
 		garbage, most := r.garbage(p), r.liveBytes()/5+64<<20 // more than a cycle leaves, less than what holds writers up
-		free := int64(relayoutFree)
-		if m.options.FreeBytes != nil {
-			free = m.options.FreeBytes()
+		least := int64(relayoutFree)
+		if quota := p.space.quota.Load(); quota > 0 {
+			least = min(least, quota/relayoutPart)
 		}
+		p.space.look(p)
+		room := p.space.room(p)
 		switch {
-		case garbage <= most && free >= relayoutFree:
+		case garbage <= most && room >= least:
 			return nil
-		case attempt == relayoutAttempts && free < relayoutFree:
-			return fmt.Errorf("%w: %d bytes are free, and clients need %d; what was moved stays so, start it again when there is room", block.ErrNoSpace, free, int64(relayoutFree))
+		case attempt == relayoutAttempts && room < least:
+			return fmt.Errorf("%w: %s, and %d MiB are left to clients; what was moved stays so, start it again when there is room", block.ErrNoSpace, p.space.describe(p), least>>20)
 		case attempt == relayoutAttempts:
 			return fmt.Errorf("%w: reclaim leaves %d bytes of garbage; what was moved stays so, start it again later", block.ErrNoSpace, garbage)
 		case attempt > 0:
@@ -169,7 +170,8 @@ func (m *mover) room(ctx context.Context) error {
 		if !p.begin() {
 			return fmt.Errorf("pool: %w", block.ErrClosed)
 		}
-		_, err := p.reclaim(ctx, cleanBusy)
+		_, err := p.reclaim(ctx, cleanWell)
+		r.dropSpares(p)
 		p.end()
 		if err != nil {
 			return err
@@ -237,6 +239,11 @@ func (m *mover) choose(since uint64) (pieces int) {
 	for i, e := range m.found {
 		switch {
 		case !e.Mapped():
+		case e.Lost():
+			m.done.Damaged += block.Size
+			if m.first == nil {
+				m.first = lostBlock(e)
+			}
 		case e.Epoch <= since:
 			m.done.Shared += block.Size
 		default:

@@ -99,7 +99,8 @@ func (v *volume) keepEpochs(pins *blockmap.Pins, lba uint64, moved []blockmap.En
 		}
 	}
 	for i := range moved {
-		if !now[i].Mapped() || now[i].CRC != moved[i].CRC {
+		// One that a repair had to give up, because its map was damaged, is there again.
+		if !now[i].Mapped() || (now[i].CRC != moved[i].CRC && !now[i].Lost()) {
 			return fmt.Errorf("%w: block %d was moved, and is not the one that is there", ErrDamagedLog, lba+uint64(i))
 		}
 		moved[i].Epoch = now[i].Epoch
