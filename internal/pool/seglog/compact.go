@@ -133,7 +133,7 @@ func (c *Compactor) one(id uint64, live BlockSet) (Compacted, error) {
 	if err != nil {
 		return Compacted{}, err
 	}
-	runs, left := s.deadRuns(live, size)
+	runs, left := s.deadRuns(live, size, punchRun)
 	bytes, d := int64(live.Count())*block.Size, newDense(live)
 	want := 2*d.header + bytes
 	dense := float64(want) <= CompactBelow*float64(allocated)
@@ -141,11 +141,21 @@ func (c *Compactor) one(id uint64, live BlockSet) (Compacted, error) {
 	if gain := allocated - left; gain >= punchRun && enough && int64(len(runs))*punchRun <= bytes && !l.noHoles.Load() {
 		return l.punch(s, runs, gain)
 	}
-	if !dense || c.full {
+	if !dense {
 		return Compacted{}, nil
 	}
-	if err := c.retry(func() error { return l.rewrite(s, d) }); err != nil {
+	if !c.full {
+		err = c.retry(func() error { return l.rewrite(s, d) })
+	}
+	if c.full && !l.noHoles.Load() { // there is no room for a copy; short holes are slow, and take none
+		runs, left = s.deadRuns(live, size, block.Size)
+		return l.punch(s, runs, allocated-left)
+	}
+	if err != nil {
 		return Compacted{}, fmt.Errorf("rewrite segment %016x: %w", id, err)
+	}
+	if c.full {
+		return Compacted{}, nil
 	}
 	l.segments.retire(s)
 	if s.index == nil {
@@ -192,11 +202,11 @@ func (l *Log) stat(name string) (length, allocated int64, err error) {
 // extent is a range of a file in bytes.
 type extent struct{ off, length int64 }
 
-// deadRuns finds the runs of a segment's file that are long enough for a hole, and how much of the file is not in one.
-func (s *segment) deadRuns(live BlockSet, size int64) (runs []extent, left int64) {
+// deadRuns finds the runs of dead bytes in a segment's file that are as long as shortest, and how much of the file is not in one.
+func (s *segment) deadRuns(live BlockSet, size, shortest int64) (runs []extent, left int64) {
 	var run extent
 	end := func() {
-		if run.length >= punchRun {
+		if run.length >= shortest {
 			runs = append(runs, run)
 		} else {
 			left += run.length

@@ -307,6 +307,28 @@ func TestPacks(t *testing.T) {
 	}
 }
 
+// Without any room for a copy, short holes give back what is dead.
+func TestCompactOnAFullDisk(t *testing.T) {
+	c := newCleaning(t, 4)
+	for id := uint64(1); id <= 3; id++ {
+		c.kill(id, func(i int) bool { return i%2 == 0 })
+	}
+	total, free, err := c.fs.Space("/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.fs.SetCapacity(total - free)
+	files := c.files()
+	done := c.compact(files[:3]...)
+	if done.Punched != 3 || done.Copied != 0 || done.Freed < (files[0].Bytes+files[1].Bytes+files[2].Bytes)/3 {
+		t.Errorf("done: %+v", done)
+	}
+	c.demand(c.log, "now")
+	c.log.Close()
+	c.fs.SetCapacity(1 << 40) // holes that a power cut forgets leave none
+	c.demandCrash(c.fs.CrashImage(crashfs.DropAll), "after a power cut")
+}
+
 // A file system that does not free what is punched is asked once.
 func TestHolesThatGiveNothing(t *testing.T) {
 	c := newCleaning(t, 3)
