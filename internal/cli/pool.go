@@ -108,8 +108,27 @@ func drawPool(w *table, p contract.Pool) {
 	w.row("segments", p.Segments)
 	w.row("checkpoints", p.Checkpoints)
 	w.row("map cache", humanSize(p.MapCacheBytes))
+	w.row("stalls by checkpoints", stalls(p.Stalls))
 	w.field("writes are stopped", p.ReadOnlyReason)
 	drawHolders(w, p.Holders)
+}
+
+// stalls is the worst of what keeps writers waiting, and the waits for memory where there were any.
+func stalls(s contract.Stalls) string {
+	worst := s.Freeze
+	for _, l := range []contract.Latency{s.Append, s.Settle} {
+		if l.P999 > worst.P999 {
+			worst = l
+		}
+	}
+	if worst.Count == 0 {
+		return "none"
+	}
+	text := fmt.Sprintf("p99.9 %.2f ms, longest %.2f ms", worst.P999, max(s.Freeze.Max, s.Append.Max, s.Settle.Max))
+	if s.Delayed.Count > 0 {
+		text += fmt.Sprintf("; map cache full %d times, p99.9 %.2f ms", s.Delayed.Count, s.Delayed.P999)
+	}
+	return text
 }
 
 type poolReclaim struct{}

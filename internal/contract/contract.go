@@ -292,6 +292,7 @@ type Pool struct {
 	RoomBytes        int64    `json:"room_bytes" doc:"that clients may still write before anything is given back"`
 	FullPercent      int      `json:"full_percent" doc:"used, of the quota or of the file system, whichever is nearer to full"`
 	Holders          *Holders `json:"holders,omitempty" doc:"where asked for: who holds the most"`
+	Stalls           Stalls   `json:"checkpoint_stalls" doc:"for how long checkpoints kept from writers what they need, since the daemon started"`
 }
 
 // Holders are those that hold the most, the largest first.

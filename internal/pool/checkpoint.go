@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"varve/internal/block"
 	"varve/internal/pool/blockmap"
@@ -49,6 +50,7 @@ func (p *Pool) checkpoint() (err error) {
 		pool: last.pool, salt: last.salt, createdAt: last.createdAt, segmentBytes: last.segmentBytes, generation: last.generation + 1,
 	}
 	_ = p.exclusively(func() error { // which never fails
+		defer p.stalls.freeze.Since(time.Now())
 		next.position = p.log.Position()
 		liveThen = p.reclaimer.live.Load()
 		p.checkpointer.begun(p)
@@ -118,6 +120,7 @@ func (p *Pool) appendBlob(b []byte) (seglog.Entry, error) {
 		e.CRCs = append(e.CRCs, seglog.Checksum(b[i:i+block.Size]))
 	}
 	batch := []seglog.Entry{e}
+	defer p.stalls.appends.Since(time.Now())
 	_, err := p.log.Append(batch)
 	return batch[0], err
 }
@@ -141,8 +144,10 @@ func (p *Pool) writeImage(image []byte) ([]blockmap.Ptr, error) {
 	return chunks, nil
 }
 
-// settleAtOnce is how many states' maps are replaced while writers wait.
-const settleAtOnce = 1000
+const (
+	settleNodes  = 1024 // map nodes that are let go while a volume's writers wait
+	settleAtOnce = 1000 // states' maps that are replaced while all writers wait
+)
 
 // settle lets go of the map nodes that now lie in the log, as the checkpoint saw them.
 func (p *Pool) settle(seen *catalogue.View) {
@@ -153,9 +158,9 @@ func (p *Pool) settle(seen *catalogue.View) {
 	}
 	p.mu.RUnlock()
 	for _, v := range volumes {
-		v.mu.Lock()
-		v.tree.Settle()
-		v.mu.Unlock()
+		for lba, done := uint64(0), false; !done; {
+			lba, done = v.settle(lba)
+		}
 	}
 	var loaded []uint64
 	for _, s := range seen.States() {
@@ -165,6 +170,7 @@ func (p *Pool) settle(seen *catalogue.View) {
 	}
 	for ids := range slices.Chunk(loaded, settleAtOnce) {
 		_ = p.exclusively(func() error { // which never fails
+			defer p.stalls.settle.Since(time.Now())
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			for _, id := range ids {
@@ -175,6 +181,13 @@ func (p *Pool) settle(seen *catalogue.View) {
 			return nil
 		})
 	}
+}
+
+func (v *volume) settle(lba uint64) (next uint64, done bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	defer v.pool.stalls.settle.Since(time.Now())
+	return v.tree.Settle(lba, settleNodes)
 }
 
 // checkpointer decides when a checkpoint is due, and holds writers back when one
@@ -227,6 +240,7 @@ func (c *checkpointer) stop() {
 
 // noticed asks for a checkpoint if one is due.
 func (c *checkpointer) noticed(p *Pool) {
+	p.store.Reserve(c.dirty.Load() + c.inflight.Load())
 	if !c.running {
 		return
 	}
@@ -237,7 +251,7 @@ func (c *checkpointer) noticed(p *Pool) {
 
 // throttle holds a writer back while the maps take more memory than they may. Where
 // checkpoints fail it does not: then the log takes no writes either, or soon will not.
-func (c *checkpointer) throttle(ctx context.Context) error {
+func (c *checkpointer) throttle(ctx context.Context, p *Pool) error {
 	for c.running {
 		c.mu.Lock()
 		relief, failing := c.relief, c.failing
@@ -246,8 +260,10 @@ func (c *checkpointer) throttle(ctx context.Context) error {
 			return nil
 		}
 		c.ask()
+		start := time.Now()
 		select {
 		case <-relief:
+			p.stalls.throttle.Since(start)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -173,6 +173,7 @@ func (p *Pool) Info() Info {
 		ID: super.pool, FormatVersion: formatVersion, CreatedAt: super.createdAt, Checkpoints: super.generation,
 		DurableSeq: p.log.DurableSeq(), LastSeq: p.log.LastSeq(), LogBytes: int64(p.log.BytesWritten()),
 		ClientBytes: p.clientBytes.Load(), MapCacheBytes: p.store.CachedBytes(),
+		Stalls: p.stalls.summary(),
 	}
 	info.LiveBytes, info.MapBytes = p.reclaimer.liveBytes(), p.reclaimer.maps.Load()
 	info.QuotaBytes, info.ReserveBytes, info.RoomBytes = p.space.quota.Load(), p.space.reserve.Load(), max(p.space.room(p), 0)

@@ -91,8 +91,11 @@ func (p *Pool) LoseLeaf(volume string) error {
 
 // Replay applies an entry as opening the pool does.
 func (p *Pool) Replay(e seglog.Entry) error {
-	r := replayer{pool: p, pins: p.store.NewPins()}
-	return r.apply(0, []seglog.Entry{e})
+	r := p.newReplayer(nil)
+	if err := r.add(0, []seglog.Entry{e}); err != nil {
+		return err
+	}
+	return r.flush()
 }
 
 // Queued counts the requests that wait for the log.

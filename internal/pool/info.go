@@ -133,6 +133,7 @@ type Info struct {
 	// ReadOnlyReason is why the pool accepts no writes any more; empty if it does.
 	ReadOnlyReason string
 	MapCacheBytes  int64
+	Stalls         Stalls
 }
 
 // The kinds of events.

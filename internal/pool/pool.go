@@ -111,6 +111,7 @@ type Pool struct {
 	clientBytes atomic.Int64
 	told        told       // damage that there was an event for
 	repairs     sync.Mutex // one at a time
+	stalls      stalls
 }
 
 // Open opens and recovers a pool and locks it. Errors: ErrNotPool,
@@ -242,12 +243,15 @@ func (p *Pool) recover(super *superblock, durable uint64, s *salvaged) (err erro
 		p.volumes[v.Number] = p.newVolume(v, head, head.Root)
 		cat.SetRoot(head.ID, blockmap.Root{})
 	}
-	r := replayer{pool: p, pins: p.store.NewPins(), salvaged: s}
+	r := p.newReplayer(s)
 	var salvage *seglog.Salvage
 	if s != nil {
 		salvage = &s.log
 	}
-	if p.recovery, err = p.log.Replay(super.position, durable, salvage, r.apply); err != nil {
+	if p.recovery, err = p.log.Replay(super.position, durable, salvage, r.add); err == nil {
+		err = r.flush()
+	}
+	if err != nil {
 		return err
 	}
 	if err := p.reclaimer.init(p); err != nil {
@@ -261,39 +265,6 @@ func (p *Pool) tellRecovery() {
 	if rec := &p.recovery; rec.LastSeq > p.super.Load().durableSeq || rec.TornBytes > 0 {
 		p.event(EventRecovered, "log", fmt.Sprintf("replayed %d batches up to %d; %d bytes behind them were never flushed and are gone", rec.Batches, rec.LastSeq, rec.TornBytes))
 	}
-}
-
-// replayer folds batches of the log into the pool.
-type replayer struct {
-	pool     *Pool
-	pins     *blockmap.Pins
-	salvaged *salvaged // nil: damage ends the replay
-}
-
-func (r *replayer) apply(_ uint64, entries []seglog.Entry) error {
-	for i := range entries {
-		e := &entries[i]
-		switch e.Kind {
-		case seglog.KindData, seglog.KindClear, seglog.KindMove:
-			v := r.pool.volumes[e.Volume]
-			if v == nil {
-				return fmt.Errorf("%w: an entry is of volume %d, which is not there", ErrDamagedLog, e.Volume)
-			}
-			if err := r.salvaged.apply(v, r.pins, e); err != nil {
-				return fmt.Errorf("volume %q: %w", v.name(), err)
-			}
-			*r.pins = *r.pool.store.NewPins()
-		case seglog.KindCatalogue:
-			op, err := catalogue.DecodeOp(e.Inline)
-			if err == nil {
-				err = r.pool.applyOp(op)
-			}
-			if err != nil {
-				return fmt.Errorf("%w: %w", ErrDamagedLog, err)
-			}
-		}
-	}
-	return nil
 }
 
 // dropIncomplete removes volumes whose import was cut short.

@@ -25,6 +25,10 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDriver(t)
 		defer func() { _ = d.p.Close(ctx) }()
+		if rapid.Bool().Draw(t, "tiny cache") {
+			d.opts.MapCacheBytes = 1 // a node or two
+			d.reopen()
+		}
 		volume := rapid.SampledFrom([]string{"a", "b", "c"})
 		snap := rapid.SampledFrom([]string{"s1", "s2", "s3", "s4"})
 		size := rapid.SampledFrom([]int64{4096, 4608, 40 << 10, 1<<20 + 512, 1<<20 + 8192, 3 << 20})

@@ -145,7 +145,7 @@ func (m *mover) room(ctx context.Context) error {
 	p := m.pool
 	r := &p.reclaimer
 	for attempt := 0; ; attempt++ {
-		if err := p.checkpointer.throttle(ctx); err != nil {
+		if err := p.checkpointer.throttle(ctx, p); err != nil {
 			return err
 		}
 		garbage, most := r.garbage(p), r.liveBytes()/5+64<<20 // more than a cycle leaves, less than what holds writers up

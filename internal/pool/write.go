@@ -74,7 +74,7 @@ var zeroCRC = seglog.Checksum(zeroBlock)
 
 // submit performs ops in order, as few batches as they fit into, and sets their errors.
 func (v *volume) submit(ctx context.Context, ops []*block.Op) {
-	err := v.pool.checkpointer.throttle(ctx)
+	err := v.pool.checkpointer.throttle(ctx, v.pool)
 	if err == nil {
 		err = v.pool.reclaimer.throttle(ctx, v.pool, needs(ops))
 	}

@@ -124,24 +124,42 @@ func (n *node) clean() *node {
 	return c
 }
 
-// Settle lets go of the nodes that a checkpoint has written, so that they live in the
-// cache alone. The caller holds the tree as for a change.
-func (t *Tree) Settle() {
-	t.settle(&t.root)
+// Settle lets go of nodes that a checkpoint has written, so that they live in the cache
+// alone: those from block lba on, as far as some limit of nodes to look at allows. It
+// returns where to go on, or that nothing is left. The caller holds the tree as for a change.
+func (t *Tree) Settle(lba uint64, limit int) (next uint64, done bool) {
+	s := settling{gen: t.gen, from: lba, left: limit}
+	s.settle(&t.root, rootLevel, 0)
+	return s.next, s.left > 0
 }
 
-func (t *Tree) settle(c *child) {
+type settling struct {
+	gen  uint64
+	from uint64
+	left int
+	next uint64 // once left is 0
+}
+
+func (s *settling) settle(c *child, level int, first uint64) {
 	n := c.node
-	if n == nil {
+	if n == nil || first+span(level) <= s.from {
 		return
 	}
 	if n.written.Load() != nil {
 		*c = c.settled()
-		return
-	}
-	if n.gen == t.gen { // its own, so that its slots may be changed
-		for i := range n.children {
-			t.settle(&n.children[i])
+	} else if n.gen == s.gen { // the tree's own, so that it may be changed
+		if n.prev != nil && n.prev.written.Load() != nil {
+			n.resolve() // the node before it holds all that was below
 		}
+		r := 0
+		for i := n.slots.next(0); level > 0 && i >= 0; i = n.slots.next(i + 1) {
+			if s.settle(&n.children[r], level-1, first+uint64(i)*span(level-1)); s.left == 0 {
+				return
+			}
+			r++
+		}
+	}
+	if s.left--; s.left == 0 {
+		s.next = first + span(level)
 	}
 }

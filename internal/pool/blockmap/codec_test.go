@@ -51,6 +51,12 @@ func pathTo(t testing.TB, s *Store, r Root, lba uint64) (path [rootLevel + 1]chi
 	}
 }
 
+func settleAll(tree *Tree) {
+	for lba, done := uint64(0), false; !done; {
+		lba, done = tree.Settle(lba, leafSlots)
+	}
+}
+
 // A small change of a full leaf is written as a difference from a whole piece, and so is
 // the next one: differences never form a chain.
 func TestDifferences(t *testing.T) {
@@ -59,7 +65,7 @@ func TestDifferences(t *testing.T) {
 	tree := NewTree(Root{}, 1, 0, 1)
 	fill(t, s, tree, 0, leafSlots)
 	whole := pathTo(t, s, written(t, s, l, tree), 0)[0]
-	tree.Settle()
+	settleAll(tree)
 	for i := range uint64(30) {
 		fill(t, s, tree, i*2, 1)
 		p := pathTo(t, s, written(t, s, l, tree), 0)[0].ptr
@@ -73,7 +79,7 @@ func TestDifferences(t *testing.T) {
 		if p.Length >= whole.ptr.Length {
 			t.Fatalf("the difference takes %d bytes, the whole %d", p.Length, whole.ptr.Length)
 		}
-		tree.Settle()
+		settleAll(tree)
 	}
 	fill(t, s, tree, 0, 100) // too much for a difference
 	p := pathTo(t, s, written(t, s, l, tree), 0)[0].ptr
@@ -81,7 +87,7 @@ func TestDifferences(t *testing.T) {
 		t.Fatalf("a leaf that changed much is based on %v, %v", n.written.Load().base, err)
 	}
 	// Another state must not depend on a piece of this one, since either may be deleted alone.
-	tree.Settle()
+	settleAll(tree)
 	tree.Freeze(2, 1000)
 	fill(t, s, tree, 3, 1)
 	p = pathTo(t, s, written(t, s, l, tree), 0)[0].ptr
@@ -190,7 +196,7 @@ func FuzzDecodeNode(f *testing.F) {
 	}
 	add(0)
 	add(1 << 20)
-	tree.Settle()
+	settleAll(tree)
 	fill(f, s, tree, 7, 3)
 	if err := tree.Clear(s.NewPins(), 20, 4, true); err != nil {
 		f.Fatal(err)

@@ -40,9 +40,14 @@ const (
 	innerSlots = 1 << fanoutBits
 	rootLevel  = 4
 
+	// LeafBlocks is how many blocks a leaf maps.
+	LeafBlocks = leafSlots
 	// MaxBlocks is how many blocks a tree spans.
 	MaxBlocks = 1 << (leafBits + rootLevel*fanoutBits)
 )
+
+// LeafOf is the first block of the leaf that lba lies in.
+func LeafOf(lba uint64) uint64 { return lba &^ (LeafBlocks - 1) }
 
 // ErrDamaged tells that a map node's bytes are not what its parent says.
 var ErrDamaged = errors.New("map node damaged")

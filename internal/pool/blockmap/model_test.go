@@ -196,10 +196,36 @@ func (m *machine) checkpoint() {
 		}
 		return
 	}
-	m.tree.Settle()
+	limit := rapid.SampledFrom([]int{1, 2, 7, 1000}).Draw(m.t, "settled at a time")
+	for lba, done := uint64(0), false; !done; {
+		lba, done = m.tree.Settle(lba, limit)
+		if rapid.IntRange(0, 9).Draw(m.t, "set while settling") == 0 {
+			m.set()
+		}
+	}
+	if n := heldBelow(&m.tree.root, m.tree.gen); n > 0 {
+		m.t.Fatalf("the tree holds %d nodes that lie in the log", n)
+	}
 	for i := range m.kept {
 		m.kept[i].root = m.kept[i].root.Settled()
 	}
+}
+
+// heldBelow counts the nodes that are in the log and that others keep in memory all the same.
+func heldBelow(c *child, gen uint64) (held int) {
+	if c.node == nil {
+		return 0
+	}
+	if c.node.written.Load() != nil {
+		held++
+	}
+	if c.node.gen == gen && c.node.prev != nil && c.node.prev.written.Load() != nil {
+		held++
+	}
+	for i := range c.node.children {
+		held += heldBelow(&c.node.children[i], gen)
+	}
+	return held
 }
 
 func (m *machine) rollback() {

@@ -3,6 +3,7 @@ package blockmap
 import (
 	"slices"
 	"sync/atomic"
+	"unsafe"
 )
 
 // child is what a slot of an inner node, or a root, holds: nothing, a tombstone,
@@ -184,7 +185,16 @@ func buried(level int, first, epoch, owner, gen uint64) *node {
 	return n
 }
 
-// memory is the approximate size of the node in memory, in bytes.
+// What nodes take in memory, in bytes.
+const (
+	nodeBytes  = int64(unsafe.Sizeof(node{}))
+	entryBytes = int64(unsafe.Sizeof(Entry{}))
+	childBytes = int64(unsafe.Sizeof(child{}))
+	// cachedBytes comes to a clean node: how it lies in the log, and the cache's list and table.
+	cachedBytes = int64(unsafe.Sizeof(piece{})) + 120
+)
+
+// memory is the size of the node in memory, in bytes.
 func (n *node) memory() int64 {
-	return 240 + 24*int64(cap(n.entries)) + 56*int64(cap(n.children))
+	return nodeBytes + entryBytes*int64(cap(n.entries)) + childBytes*int64(cap(n.children))
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
@@ -12,27 +13,34 @@ import (
 
 // Store loads nodes from the log and keeps clean ones in a cache of bounded size.
 type Store struct {
-	read   func(addr seglog.Addr, p []byte) error
-	shards [16]shard
+	read       func(addr seglog.Addr, p []byte) error
+	cacheBytes int64
+	limit      atomic.Int64 // of each shard, in bytes
+	shards     [16]shard
 }
 
 type shard struct {
 	mu    sync.Mutex
 	lru   *simplelru.LRU[Ptr, *node]
 	bytes int64
-	limit int64
 }
 
 // NewStore returns a store that reads the log with read, whose errors say ErrDamaged
 // where bytes are lost, and caches about cacheBytes of nodes.
 func NewStore(cacheBytes int64, read func(addr seglog.Addr, p []byte) error) *Store {
-	s := &Store{read: read}
+	s := &Store{read: read, cacheBytes: cacheBytes}
+	s.Reserve(0)
 	for i := range s.shards {
 		sh := &s.shards[i]
-		sh.limit = cacheBytes / int64(len(s.shards))
-		sh.lru, _ = simplelru.NewLRU(1<<30, func(_ Ptr, n *node) { sh.bytes -= n.memory() }) // bounded by bytes, see put
+		sh.lru, _ = simplelru.NewLRU(1<<30, func(_ Ptr, n *node) { sh.bytes -= n.memory() + cachedBytes }) // bounded by bytes, see put
 	}
 	return s
+}
+
+// Reserve tells the store how many bytes dirty nodes take, so that they and the clean ones together
+// take no more than the cache may. A quarter is left to clean nodes in any case.
+func (s *Store) Reserve(dirtyBytes int64) {
+	s.limit.Store(max(s.cacheBytes-dirtyBytes, s.cacheBytes/4) / int64(len(s.shards)))
 }
 
 func (s *Store) shard(a seglog.Addr) *shard {
@@ -55,7 +63,7 @@ func (s *Store) put(p Ptr, n *node) {
 		return
 	}
 	sh.lru.Add(p, n)
-	for sh.bytes += n.memory(); sh.bytes > sh.limit && sh.lru.Len() > 1; {
+	for sh.bytes += n.memory() + cachedBytes; sh.bytes > s.limit.Load() && sh.lru.Len() > 1; {
 		sh.lru.RemoveOldest()
 	}
 }

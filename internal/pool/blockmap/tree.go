@@ -293,7 +293,9 @@ func (t *Tree) link(p *path, lba uint64) {
 	for level := rootLevel; level > 0; level-- {
 		i := slotOf(lba, level)
 		if n := p[level]; n.child(i).node != p[level-1] {
+			before := cap(n.children)
 			n.setChild(i, child{node: p[level-1]})
+			t.dirty += childBytes * int64(cap(n.children)-before)
 		} else {
 			n.changed.set(i)
 		}
@@ -316,7 +318,7 @@ func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {
 		i := int(lba & (leafSlots - 1))
 		count := min(leafSlots-i, len(entries))
 		var added uint64
-		before := len(leaf.entries)
+		before := cap(leaf.entries)
 		for k := range count {
 			old := leaf.entry(i + k)
 			if !old.Mapped() {
@@ -327,7 +329,7 @@ func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {
 			}
 			leaf.setEntry(i+k, entries[k])
 		}
-		t.dirty += 24 * int64(len(leaf.entries)-before)
+		t.dirty += entryBytes * int64(cap(leaf.entries)-before)
 		leaf.epoch = max(leaf.epoch, t.owner)
 		for _, n := range p {
 			n.mapped += added

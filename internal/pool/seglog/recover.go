@@ -23,7 +23,7 @@ type Recovery struct {
 // Recover finds the end of the log: from the position of the last checkpoint it
 // follows the chain of batches to the torn tail, makes them durable, hands each to apply
 // in order, and begins a new segment for what is to come. Afterwards the log can
-// be appended to; apply may already read from it.
+// be appended to; apply may already read from it, and keep the entries.
 //
 // durable is the newest batch that is known to be durable from elsewhere.
 // ErrDamaged if a header at or below the newest known durable batch is unsound
@@ -96,8 +96,8 @@ func (l *Log) Replay(from Position, durable uint64, s *Salvage, apply func(seq u
 		trusted = untrusted[0]
 	}
 
-	// Then by what is on the disk, payload included. An earlier process may have
-	// been told of a failed sync: its pages look clean and were never written.
+	// Then replay, beyond that place by what is on the disk, payload included. An earlier process
+	// may have been told of a failed sync: its pages look clean and were never written.
 	for _, id := range numbers {
 		if id < trusted.Segment {
 			continue
@@ -109,26 +109,15 @@ func (l *Log) Replay(from Position, durable uint64, s *Salvage, apply func(seq u
 	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
 		return Recovery{}, fmt.Errorf("sync directory of segments: %w", err)
 	}
-	if r, err = l.newReader(numbers, trusted, r.buf, s); err != nil {
-		return Recovery{}, err
-	}
-	for {
-		if _, _, err := r.next(true); errors.Is(err, errEndOfChain) {
-			break
-		} else if err != nil {
-			return Recovery{}, err
-		}
-	}
-	end := r.at
-
-	rec.LastSeq, rec.end = end.Seq, end
 	if r, err = l.newReader(numbers, from, r.buf, s); err != nil {
 		return Recovery{}, err
 	}
-	for r.at.Seq < end.Seq {
-		h, entries, err := r.next(false)
-		if errors.Is(err, errEndOfChain) {
+	for {
+		h, entries, err := r.next(r.at.Seq >= trusted.Seq)
+		if errors.Is(err, errEndOfChain) && r.at.Seq < trusted.Seq {
 			err = fmt.Errorf("%w: it was there a moment ago", ErrDamaged)
+		} else if errors.Is(err, errEndOfChain) {
+			break
 		}
 		if err != nil {
 			return Recovery{}, fmt.Errorf("replay batch %d: %w", r.at.Seq+1, err)
@@ -138,6 +127,8 @@ func (l *Log) Replay(from Position, durable uint64, s *Salvage, apply func(seq u
 		}
 		rec.Batches++
 	}
+	end := r.at
+	rec.LastSeq, rec.end = end.Seq, end
 
 	l.seq, l.prevCRC = end.Seq, end.CRC
 	l.appended.Store(end.Seq)
