@@ -35,6 +35,12 @@ type daemon struct {
 // serve starts a daemon and returns when it says that it is ready.
 func serve(t *testing.T, data string, flags ...string) *daemon {
 	t.Helper()
+	return serveProgram(t, program, data, flags...)
+}
+
+// serveProgram is serve with another binary.
+func serveProgram(t *testing.T, program, data string, flags ...string) *daemon {
+	t.Helper()
 	beside := scratch(t)
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(beside, "notify"), Net: "unixgram"})
 	must(t, err, "listen for the daemon")

@@ -30,7 +30,12 @@ import (
 	"testing"
 )
 
-var killCycles = flag.Int("kill.cycles", 12, "how often the daemon is killed while it is written to")
+var (
+	killCycles      = flag.Int("kill.cycles", 12, "how often the daemon is killed while it is written to")
+	scatteredBlocks = flag.Int("scattered.blocks", 200_000, "how many scattered blocks are written within bounded memory")
+	scatteredCache  = flag.String("scattered.cache", "2M", "the map cache for them")
+	scatteredLimit  = flag.String("scattered.limit", "64M", "the memory that the daemon may take for them")
+)
 
 // program is the path of the varve binary under test.
 var program string
