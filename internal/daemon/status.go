@@ -35,7 +35,7 @@ func (d *Daemon) Pool() contract.Pool {
 		MapCacheBytes: info.MapCacheBytes, ReadOnlyReason: info.ReadOnlyReason,
 		FreeBytes: info.FreeBytes, MapBytes: info.MapBytes, RoomBytes: info.RoomBytes, FullPercent: info.FullPercent,
 		ReclaimableBytes: max(info.LogSizeBytes-info.LiveBytes, 0),
-		Stalls: stalls(info.Stalls),
+		Stalls:           stalls(info.Stalls),
 	}
 	if info.QuotaBytes > 0 {
 		out.QuotaBytes, out.ReserveBytes = &info.QuotaBytes, &info.ReserveBytes

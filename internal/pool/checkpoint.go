@@ -193,8 +193,9 @@ func (v *volume) settle(lba uint64) (next uint64, done bool) {
 // checkpointer decides when a checkpoint is due, and holds writers back when one
 // is overdue: what is not in a checkpoint takes memory, and time to replay.
 type checkpointer struct {
-	interval  int64 // bytes of log
-	maxDirty  int64 // bytes of map nodes
+	interval  int64 // bytes of log after which one is due
+	dirtyDue  int64 // bytes of map nodes after which one is due
+	dirtyMost int64 // bytes of map nodes that hold writers back
 	running   bool
 	due       chan struct{}
 	quit      chan struct{}
@@ -208,8 +209,13 @@ type checkpointer struct {
 	failing bool          // the last one failed
 }
 
+// maxReplayedNodes is how many bytes of dirty nodes make a checkpoint due, however large the cache is:
+// replay has to read each of them first, and that, not the length of the log, is what it takes time for.
+const maxReplayedNodes = 64 << 20
+
 func (c *checkpointer) start(p *Pool) {
-	c.interval, c.maxDirty = p.opts.CheckpointBytes, p.opts.MapCacheBytes/4
+	c.interval = p.opts.CheckpointBytes
+	c.dirtyDue, c.dirtyMost = min(p.opts.MapCacheBytes/4, maxReplayedNodes), p.opts.MapCacheBytes/4*3
 	c.relief = make(chan struct{})
 	if p.opts.Manual {
 		return
@@ -244,7 +250,7 @@ func (c *checkpointer) noticed(p *Pool) {
 	if !c.running {
 		return
 	}
-	if c.dirty.Load() > c.maxDirty || int64(p.log.BytesWritten()-c.writtenAt.Load()) > c.interval {
+	if c.dirty.Load() > c.dirtyDue || int64(p.log.BytesWritten()-c.writtenAt.Load()) > c.interval {
 		c.ask()
 	}
 }
@@ -256,7 +262,7 @@ func (c *checkpointer) throttle(ctx context.Context, p *Pool) error {
 		c.mu.Lock()
 		relief, failing := c.relief, c.failing
 		c.mu.Unlock()
-		if failing || c.dirty.Load()+c.inflight.Load() <= 3*c.maxDirty {
+		if failing || c.dirty.Load()+c.inflight.Load() <= c.dirtyMost {
 			return nil
 		}
 		c.ask()
