@@ -37,12 +37,14 @@ func (l *Log) ReadPieces(pieces []Piece, wait bool) error {
 	if len(pieces) > 1 {
 		slices.SortFunc(pieces, func(a, b Piece) int { return cmp.Compare(a.Addr, b.Addr) })
 	}
+	m := spans.Get().(*span)
+	defer spans.Put(m)
 	for len(pieces) > 0 {
 		n := 1
 		for n < len(pieces) && pieces[n].Addr.Segment() == pieces[0].Addr.Segment() {
 			n++
 		}
-		if err := l.readSegment(pieces[:n], wait); err != nil {
+		if err := l.readSegment(m, pieces[:n], wait); err != nil {
 			return err
 		}
 		pieces = pieces[n:]
@@ -51,22 +53,22 @@ func (l *Log) ReadPieces(pieces []Piece, wait bool) error {
 }
 
 // readSegment fills pieces of one segment, in order.
-func (l *Log) readSegment(pieces []Piece, wait bool) error {
+func (l *Log) readSegment(m *span, pieces []Piece, wait bool) error {
 	s, err := l.segments.acquire(pieces[0].Addr.Segment())
 	if err != nil {
 		return err
 	}
 	defer l.segments.release(s)
-	m := spans.Get().(*span)
-	defer func() {
-		clear(m.bufs)
-		spans.Put(m)
-	}()
 	for len(pieces) > 0 {
 		off, n, err := m.describe(s, pieces)
-		if err == nil {
+		switch {
+		case err != nil:
+		case len(m.bufs) == 1 && wait: // a vector of one costs the kernel a tenth more
+			_, err = s.file.ReadAt(m.bufs[0], off)
+		default:
 			err = s.file.ReadVector(m.bufs, off, wait)
 		}
+		clear(m.bufs)
 		if err != nil && !wait {
 			return vfs.ErrWouldBlock // whatever it is, waiting will tell
 		}
