@@ -19,6 +19,7 @@ type Device struct {
 	label  string
 	wrote  atomic.Bool // has a change ever been asked of it
 	closed atomic.Bool
+	since  map[uint64]bool // states that it is compared with; guarded by Pool.mu
 }
 
 var (
@@ -27,12 +28,12 @@ var (
 )
 
 // OpenVolume opens a volume's head for reading and writing.
-func (p *Pool) OpenVolume(name string) (block.Device, error) { return p.openVolume(name, false) }
+func (p *Pool) OpenVolume(name string) (*Device, error) { return p.openVolume(name, false) }
 
 // OpenIncomplete opens a volume that was created Incomplete, to fill it.
-func (p *Pool) OpenIncomplete(name string) (block.Device, error) { return p.openVolume(name, true) }
+func (p *Pool) OpenIncomplete(name string) (*Device, error) { return p.openVolume(name, true) }
 
-func (p *Pool) openVolume(name string, incomplete bool) (block.Device, error) {
+func (p *Pool) openVolume(name string, incomplete bool) (*Device, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -48,7 +49,7 @@ func (p *Pool) openVolume(name string, incomplete bool) (block.Device, error) {
 }
 
 // OpenSnapshot opens a snapshot for reading.
-func (p *Pool) OpenSnapshot(ref SnapshotRef) (block.Device, error) {
+func (p *Pool) OpenSnapshot(ref SnapshotRef) (*Device, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -74,10 +75,20 @@ func (d *Device) Close() error {
 	defer d.pool.mu.Unlock()
 	if d.volume != nil {
 		delete(d.volume.devices, d)
-	} else if d.pool.snapOpen[d.state]--; d.pool.snapOpen[d.state] == 0 {
-		delete(d.pool.snapOpen, d.state)
+	} else {
+		d.pool.letGo(d.state)
+	}
+	for id := range d.since {
+		d.pool.letGo(id)
 	}
 	return nil
+}
+
+// letGo notes that one less has a state open; mu is held.
+func (p *Pool) letGo(state uint64) {
+	if p.snapOpen[state]--; p.snapOpen[state] == 0 {
+		delete(p.snapOpen, state)
+	}
 }
 
 // SizeBytes implements block.Device.

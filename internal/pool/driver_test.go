@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"maps"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -139,13 +141,8 @@ func (d *driver) submit(volume string, ops ...*block.Op) {
 			switch {
 			case op.Offset+op.Length > v.size:
 				return errRefused
-			case op.Kind == block.OpWrite:
-				v.write(op.Offset, op.Data, op.Length)
-			case op.Kind == block.OpDiscard:
-				v.discard(op.Offset, op.Length)
-			default:
-				v.write(op.Offset, nil, op.Length)
 			}
+			v.apply(op)
 		}
 		return nil
 	}, func() error {
@@ -293,7 +290,8 @@ func (d *driver) beginImport(name string, size int64) {
 		if m.volumes[name] != nil || d.incomplete[name] != nil {
 			return errRefused
 		}
-		d.incomplete[name] = &content{size, map[int64][]byte{}}
+		c := newContent(size)
+		d.incomplete[name] = &c
 		return nil
 	}, func() error {
 		_, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: name, SizeBytes: size, Incomplete: true})
@@ -309,7 +307,7 @@ func (d *driver) fillImport(name string, o *block.Op) {
 		if c == nil {
 			return errRefused
 		}
-		c.write(o.Offset, o.Data, o.Length)
+		c.apply(o)
 		return nil
 	}, func() error {
 		dev, err := d.p.OpenIncomplete(name)
@@ -331,7 +329,7 @@ func (d *driver) endImport(name string, complete bool) {
 		}
 		delete(d.incomplete, name)
 		if complete {
-			m.volumes[name] = newModelVolume(*c)
+			m.volumes[name] = newModelVolume(*c, int(lastVersion.Add(1)))
 		}
 		return nil
 	}, func() error {
@@ -462,7 +460,7 @@ func (d *driver) dump(p *pool.Pool) string {
 		if err != nil {
 			d.tb.Fatal(err)
 		}
-		w := newModelVolume(d.content(dev, v.MappedBytes))
+		w := newModelVolume(d.content(dev, v.MappedBytes), 0)
 		w.labels = v.Labels
 		m.volumes[v.Name] = w
 		snaps, err := p.Snapshots(v.Name)
@@ -474,24 +472,106 @@ func (d *driver) dump(p *pool.Pool) string {
 			if err != nil {
 				d.tb.Fatal(err)
 			}
-			w.snapshots[s.Name] = &modelSnapshot{d.content(dev, s.MappedBytes), s.Protected}
+			c := d.content(dev, s.MappedBytes)
+			c.told = d.diff(p, pool.PointRef{Volume: v.Name, Name: s.Name}, pool.PointRef{Volume: v.Name})
+			w.snapshots[s.Name] = &modelSnapshot{c, s.Protected}
 		}
 		bookmarks, err := p.Bookmarks(v.Name)
 		if err != nil {
 			d.tb.Fatal(err)
 		}
 		for _, k := range bookmarks {
-			w.bookmarks[k.Name] = &modelBookmark{content{size: k.SizeBytes}, k.Snapshot.Name}
+			c := newContent(k.SizeBytes)
+			c.told = d.diff(p, pool.PointRef{Volume: v.Name, Name: k.Name, Bookmark: true}, pool.PointRef{Volume: v.Name})
+			w.bookmarks[k.Name] = &modelBookmark{c, k.Snapshot.Name}
 		}
 	}
 	return m.String()
+}
+
+// diff returns the blocks that have changed, and checks the extents that tell it by the way.
+func (d *driver) diff(p *pool.Pool, from, to pool.PointRef) []int64 {
+	d.tb.Helper()
+	list := []int64{}
+	diff, err := p.OpenDiff(from, to)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	defer diff.Close()
+	end := int64(-1)
+	err = diff.Each(ctx, func(off, n int64) error {
+		if off <= end || off%block.Size != 0 || n <= 0 || off+n > diff.SizeBytes() || n%block.Size != 0 && off+n != diff.SizeBytes() {
+			return fmt.Errorf("extent %d+%d of %d, after %d", off, n, diff.SizeBytes(), end)
+		}
+		end = off + n
+		for lba := off / block.Size; lba < blocksUpTo(end); lba++ {
+			list = append(list, lba)
+		}
+		return nil
+	})
+	if err != nil {
+		d.tb.Fatalf("diff %s %s: %v", from, to, err)
+	}
+	return list
+}
+
+// point is a state that can be compared.
+type point struct {
+	pool.PointRef
+	content
+	family int
+}
+
+// points are the present and the past of all volumes, in the model.
+func (d *driver) points() (list []point) {
+	m := d.present()
+	for _, name := range slices.Sorted(maps.Keys(m.volumes)) {
+		v := m.volumes[name]
+		list = append(list, point{pool.PointRef{Volume: name}, v.content, v.family})
+		for s, snap := range v.snapshots {
+			list = append(list, point{pool.PointRef{Volume: name, Name: s}, snap.content, v.family})
+		}
+		for k, of := range v.bookmarks {
+			list = append(list, point{pool.PointRef{Volume: name, Name: k, Bookmark: true}, of.content, v.family})
+		}
+	}
+	slices.SortFunc(list, func(a, b point) int { return strings.Compare(a.String(), b.String()) })
+	return list
+}
+
+// verifyDiff compares the diff of two states with the model: what it may not compare it refuses.
+func (d *driver) verifyDiff(from, to point) {
+	d.tb.Helper()
+	if from.Name == "" || to.Bookmark || from.family != to.family {
+		if diff, err := d.p.OpenDiff(from.PointRef, to.PointRef); !errors.Is(err, pool.ErrInvalid) {
+			if err == nil {
+				diff.Close()
+			}
+			d.tb.Fatalf("diff %s %s: %v", from, to, err)
+		}
+		return
+	}
+	if got, want := d.diff(d.p, from.PointRef, to.PointRef), to.changed(from.content); !slices.Equal(got, want) {
+		d.tb.Fatalf("diff %s %s: blocks %v, want %v", from, to, got, want)
+	}
+}
+
+// verifyDiffs compares all with all.
+func (d *driver) verifyDiffs() {
+	d.tb.Helper()
+	all := d.points()
+	for _, from := range all {
+		for _, to := range all {
+			d.verifyDiff(from, to)
+		}
+	}
 }
 
 // content reads a whole device, and checks its extents and mapped bytes by the way.
 func (d *driver) content(dev block.Device, mapped int64) content {
 	d.tb.Helper()
 	defer func() { _ = dev.Close() }()
-	c := content{dev.SizeBytes(), map[int64][]byte{}}
+	c := newContent(dev.SizeBytes())
 	b := make([]byte, (c.size+block.Size-1)&^(block.Size-1))
 	if err := dev.ReadAt(ctx, b[:c.size], 0); err != nil {
 		d.tb.Fatal(err)
@@ -512,6 +592,7 @@ func (d *driver) content(dev block.Device, mapped int64) content {
 		}
 		at += e.Length
 		if !e.Hole {
+			c.hold(e.Offset/block.Size, blocksUpTo(e.Offset+e.Length))
 			data += (e.Length + block.Size - 1) / block.Size * block.Size
 		}
 	}

@@ -147,7 +147,7 @@ func afterFailure(d *driver, hit crashfs.Op) {
 			now = before
 		}
 		now = now.clone()
-		now.volumes["a"].write(0, write.Data, 4096)
+		now.volumes["a"].apply(write)
 		d.possible = append(d.possible, now)
 		if holds := d.dump(d.p); holds != now.String() {
 			d.tb.Fatalf("then a write: the pool holds\n%s\nwant\n%s", holds, now)
@@ -169,13 +169,21 @@ func (d *driver) withBlocksOf(before, after *model) *model {
 		d.tb.Fatal(err)
 	}
 	now := before.clone()
-	now.volumes["a"].content = d.content(dev, v.MappedBytes)
-	for lba := int64(0); lba*block.Size < v.SizeBytes; lba++ {
-		is := now.volumes["a"].blocks[lba]
-		if !bytes.Equal(is, before.volumes["a"].blocks[lba]) && !bytes.Equal(is, after.volumes["a"].blocks[lba]) {
+	holds, was, should := d.content(dev, v.MappedBytes), before.volumes["a"], after.volumes["a"]
+	for lba := range blocksUpTo(v.SizeBytes) {
+		is := holds.blocks[lba]
+		from := was
+		if !bytes.Equal(is, was.blocks[lba]) {
+			from = should
+		}
+		if !bytes.Equal(is, from.blocks[lba]) {
 			d.tb.Fatalf("%v; then block %d is neither what it was nor what it should be", d.failed, lba)
 		}
+		if n := from.versions[lba]; n != 0 {
+			holds.versions[lba] = n
+		}
 	}
+	now.volumes["a"].content = holds
 	return now
 }
 
@@ -212,7 +220,7 @@ func TestEveryReadErrorPoint(t *testing.T) {
 		for range 2 {
 			b := make([]byte, dev.SizeBytes())
 			err = dev.ReadAt(ctx, b, 0)
-			got := content{int64(len(b)), map[int64][]byte{}}
+			got := newContent(int64(len(b)))
 			got.write(0, b, got.size)
 			if err == nil && got.digest() != want {
 				t.Fatalf("with read %d failing the data is wrong", n)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"varve/internal/block"
 )
@@ -21,17 +22,26 @@ type model struct {
 type content struct {
 	size   int64
 	blocks map[int64][]byte // by LBA; none: zeros
+	// versions has a number for each block that holds data, which is new with each write. Two states
+	// that descend from each other, or from one, differ in exactly those blocks whose versions differ.
+	versions map[int64]uint64
+	told     []int64 // by a pool: the blocks that have changed since; nil: the versions tell
+}
+
+func newContent(size int64) content {
+	return content{size: size, blocks: map[int64][]byte{}, versions: map[int64]uint64{}}
 }
 
 type modelVolume struct {
 	content
+	family    int // the same for a volume and its clones
 	snapshots map[string]*modelSnapshot
 	bookmarks map[string]*modelBookmark
 	labels    map[string]string
 }
 
-func newModelVolume(c content) *modelVolume {
-	return &modelVolume{content: c, snapshots: map[string]*modelSnapshot{}, bookmarks: map[string]*modelBookmark{}}
+func newModelVolume(c content, family int) *modelVolume {
+	return &modelVolume{content: c, family: family, snapshots: map[string]*modelSnapshot{}, bookmarks: map[string]*modelBookmark{}}
 }
 
 // taken tells whether a snapshot or bookmark has the name.
@@ -56,13 +66,15 @@ var (
 
 func newModel() *model { return &model{volumes: map[string]*modelVolume{}} }
 
-func (c content) clone() content { return content{c.size, maps.Clone(c.blocks)} }
+func (c content) clone() content {
+	return content{size: c.size, blocks: maps.Clone(c.blocks), versions: maps.Clone(c.versions)}
+}
 
 func (m *model) clone() *model {
 	n := newModel()
 	n.quota = m.quota
 	for name, v := range m.volumes {
-		w := newModelVolume(v.content.clone())
+		w := newModelVolume(v.content.clone(), v.family)
 		w.labels = maps.Clone(v.labels)
 		for s, snap := range v.snapshots {
 			w.snapshots[s] = &modelSnapshot{snap.content, snap.protected} // its content never changes
@@ -71,6 +83,64 @@ func (m *model) clone() *model {
 		n.volumes[name] = w
 	}
 	return n
+}
+
+var lastVersion atomic.Uint64
+
+// hold notes that blocks [lo, hi) hold data of their own from now on.
+func (c *content) hold(lo, hi int64) {
+	for lba := lo; lba < hi; lba++ {
+		c.versions[lba] = lastVersion.Add(1)
+	}
+}
+
+// drop notes that blocks [lo, hi) hold nothing any more.
+func (c *content) drop(lo, hi int64) {
+	for lba := lo; lba < hi; lba++ {
+		delete(c.versions, lba)
+	}
+}
+
+func blocksUpTo(n int64) int64 { return (n + block.Size - 1) / block.Size }
+
+// apply does what a device does.
+func (c *content) apply(o *block.Op) {
+	from, to := o.Offset, o.Offset+o.Length
+	lo, hi := blocksUpTo(from), to/block.Size // whole blocks
+	if to == c.size {
+		hi = blocksUpTo(to)
+	}
+	switch o.Kind {
+	case block.OpDiscard:
+		c.discard(from, o.Length)
+		c.drop(lo, hi)
+		return
+	case block.OpWrite:
+		c.write(from, o.Data, o.Length)
+	default:
+		c.write(from, nil, o.Length)
+	}
+	if o.Length == 0 {
+		return
+	}
+	c.hold(from/block.Size, blocksUpTo(to))
+	if o.Kind == block.OpZero {
+		c.drop(lo, hi)
+	}
+}
+
+// changed are the blocks that differ from what they are in since, in order.
+func (c content) changed(since content) []int64 {
+	if since.told != nil {
+		return since.told
+	}
+	list := []int64{}
+	for lba := range blocksUpTo(c.size) {
+		if c.versions[lba] != since.versions[lba] {
+			list = append(list, lba)
+		}
+	}
+	return list
 }
 
 // write puts data at off; nil data of length n are zeros.
@@ -109,6 +179,10 @@ func (c *content) discard(off, n int64) {
 func (c *content) resize(size int64) {
 	if size < c.size {
 		c.write(size, nil, c.size-size)
+		if lba := size / block.Size; size%block.Size != 0 && c.versions[lba] != 0 {
+			c.hold(lba, lba+1)
+		}
+		c.drop(blocksUpTo(size), blocksUpTo(c.size))
 	}
 	c.size = size
 }
@@ -117,7 +191,7 @@ func (m *model) createVolume(name string, size int64) error {
 	if m.volumes[name] != nil {
 		return errRefused
 	}
-	m.volumes[name] = newModelVolume(content{size, map[int64][]byte{}})
+	m.volumes[name] = newModelVolume(newContent(size), int(lastVersion.Add(1)))
 	return nil
 }
 
@@ -181,7 +255,7 @@ func (m *model) cloneVolume(volume, snap, name string) error {
 	if s == nil || m.volumes[name] != nil {
 		return errRefused
 	}
-	m.volumes[name] = newModelVolume(s.content.clone())
+	m.volumes[name] = newModelVolume(s.content.clone(), m.volumes[volume].family)
 	return nil
 }
 
@@ -207,21 +281,28 @@ func (m *model) String() string {
 		b.WriteByte('\n')
 		for _, s := range slices.Sorted(maps.Keys(v.snapshots)) {
 			snap := v.snapshots[s]
-			fmt.Fprintf(&b, "  @%s %s protected=%t\n", s, snap.content.digest(), snap.protected)
+			fmt.Fprintf(&b, "  @%s %s protected=%t; changed: %v\n", s, snap.content.digest(), snap.protected, v.changed(snap.content))
 		}
 		for _, k := range slices.Sorted(maps.Keys(v.bookmarks)) {
-			fmt.Fprintf(&b, "  #%s of %s, %d bytes\n", k, v.bookmarks[k].of, v.bookmarks[k].size)
+			of := v.bookmarks[k]
+			fmt.Fprintf(&b, "  #%s of %s, %d bytes; changed: %v\n", k, of.of, of.size, v.changed(of.content))
 		}
 	}
 	return b.String()
 }
 
-// digest names every block by the first bytes of its stamp, so that a difference can be read.
+// digest names every block by the first bytes of its stamp, so that a difference can be read, and
+// those that hold zeros.
 func (c content) digest() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d:", c.size)
 	for _, lba := range slices.Sorted(maps.Keys(c.blocks)) {
 		fmt.Fprintf(&b, " %d=%08x", lba, sum(c.blocks[lba]))
+	}
+	for _, lba := range slices.Sorted(maps.Keys(c.versions)) {
+		if c.blocks[lba] == nil {
+			fmt.Fprintf(&b, " %d=zeros", lba)
+		}
 	}
 	return b.String()
 }

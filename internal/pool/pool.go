@@ -96,7 +96,7 @@ type Pool struct {
 	volumes  map[uint64]*volume
 	closed   bool
 	requests sync.WaitGroup  // under way
-	snapOpen map[uint64]int  // snapshot's state -> open devices
+	snapOpen map[uint64]int  // state of a snapshot or bookmark -> devices that show it or compare with it
 	deleting map[uint64]bool // states that are being deleted, and may not be opened any more
 	closing  sync.Once
 	closeErr error

@@ -127,8 +127,14 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 				policies := []crashfs.Policy{crashfs.KeepAll, crashfs.DropAll, crashfs.Torn, crashfs.ProcessCrash, crashfs.Random(rapid.Uint64().Draw(t, "seed"))}
 				d.crash(rapid.SampledFrom(policies).Draw(t, "policy"))
 			},
+			"diff": func(t *rapid.T) {
+				if all := d.points(); len(all) > 0 {
+					d.verifyDiff(rapid.SampledFrom(all).Draw(t, "from"), rapid.SampledFrom(all).Draw(t, "to"))
+				}
+			},
 			"verify": func(t *rapid.T) { d.verify() },
 		})
 		d.verify()
+		d.verifyDiffs()
 	})
 }

@@ -45,6 +45,8 @@ type view interface {
 	look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error
 	// run is blockmap.Root.Run.
 	run(pins *blockmap.Pins, lba, limit uint64) (blocks uint64, mapped bool, err error)
+	// differs is blockmap.Diff of since to what is seen.
+	differs(pins *blockmap.Pins, since blockmap.Root, lba, limit uint64) (blocks uint64, differs bool, err error)
 }
 
 func (v *volume) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
@@ -59,6 +61,12 @@ func (v *volume) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, erro
 	return v.tree.View().Run(pins, lba, limit)
 }
 
+func (v *volume) differs(pins *blockmap.Pins, since blockmap.Root, lba, limit uint64) (uint64, bool, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return blockmap.Diff(pins, since, v.tree.View(), lba, limit)
+}
+
 type frozen struct{ root blockmap.Root }
 
 func (f frozen) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
@@ -67,6 +75,10 @@ func (f frozen) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) erro
 
 func (f frozen) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
 	return f.root.Run(pins, lba, limit)
+}
+
+func (f frozen) differs(pins *blockmap.Pins, since blockmap.Root, lba, limit uint64) (uint64, bool, error) {
+	return blockmap.Diff(pins, since, f.root, lba, limit)
 }
 
 // scratch is the memory of one read.
@@ -181,9 +193,18 @@ func continues(e, f blockmap.Entry, n int) bool {
 	return f.Addr == e.Addr.Plus(int64(n)*block.Size) && f.Addr.Segment() == e.Addr.Segment()
 }
 
-// extents describes [off, off+length) of v in at most limit runs.
-func (p *Pool) extents(ctx context.Context, v view, off, length int64, limit int) ([]block.Extent, error) {
-	var out []block.Extent
+// run is a stretch of bytes of which something is so, or is not.
+type run struct {
+	offset, length int64
+	is             bool
+}
+
+// pinnedNodes is how many map nodes a walk keeps beside the cache.
+const pinnedNodes = 64
+
+// runs describes [off, off+length) in at most limit runs, in turn of either kind. step answers as blockmap.Root.Run.
+func (p *Pool) runs(ctx context.Context, off, length int64, limit int, step func(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error)) ([]run, error) {
+	var out []run
 	pins := p.store.NewPins()
 	for end := off + length; off < end; {
 		if err := ctx.Err(); err != nil {
@@ -191,23 +212,36 @@ func (p *Pool) extents(ctx context.Context, v view, off, length int64, limit int
 		}
 		lba := uint64(off / block.Size)
 		var n uint64
-		var mapped bool
+		var is bool
 		if err := waitFor(pins, func() (err error) {
-			n, mapped, err = v.run(pins, lba, blocksIn(end)-lba)
+			n, is, err = step(pins, lba, blocksIn(end)-lba)
 			return err
 		}); err != nil {
 			return nil, damaged(err)
 		}
 		next := min(int64(lba+n)*block.Size, end)
-		if last := len(out) - 1; last >= 0 && out[last].Hole == !mapped {
-			out[last].Length += next - off
+		if last := len(out) - 1; last >= 0 && out[last].is == is {
+			out[last].length += next - off
 		} else if len(out) == limit {
 			return out, nil
 		} else {
-			out = append(out, block.Extent{Offset: off, Length: next - off, Hole: !mapped, Zero: !mapped})
+			out = append(out, run{off, next - off, is})
 		}
 		off = next
-		pins.Forget()
+		pins.ForgetBeyond(pinnedNodes)
+	}
+	return out, nil
+}
+
+// extents describes [off, off+length) of v in at most limit runs.
+func (p *Pool) extents(ctx context.Context, v view, off, length int64, limit int) ([]block.Extent, error) {
+	found, err := p.runs(ctx, off, length, limit, v.run)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]block.Extent, len(found))
+	for i, r := range found {
+		out[i] = block.Extent{Offset: r.offset, Length: r.length, Hole: !r.is, Zero: !r.is}
 	}
 	return out, nil
 }

@@ -323,6 +323,65 @@ func (p plain) newer(since uint64) plain {
 	return q
 }
 
+// demandDiff compares Diff of two states with what differs between two plain maps: over everything, and
+// in ranges that begin and end anywhere.
+func (m *machine) demandDiff(v, from version) {
+	m.t.Helper()
+	want := map[uint64]bool{}
+	for lba, e := range v.plain {
+		want[lba] = from.plain[lba].Epoch != e.Epoch
+	}
+	for lba, e := range from.plain {
+		want[lba] = v.plain[lba].Epoch != e.Epoch
+	}
+	maps.DeleteFunc(want, func(_ uint64, differs bool) bool { return !differs })
+	demand := func(lba, end uint64) {
+		pins := m.store.NewPins()
+		var got, steps uint64
+		for lba < end {
+			var blocks uint64
+			var differs bool
+			waiting(m.t, pins, func() (err error) {
+				blocks, differs, err = Diff(pins, from.root, v.root, lba, end-lba)
+				return err
+			})
+			if blocks < 1 || blocks > end-lba {
+				m.t.Fatalf("%d blocks at %d, limit %d", blocks, lba, end-lba)
+			}
+			if differs {
+				for i := range blocks {
+					if !want[lba+i] {
+						m.t.Fatalf("block %d does not differ: %+v and %+v", lba+i, from.plain[lba+i], v.plain[lba+i])
+					}
+				}
+				got += blocks
+			}
+			lba += blocks
+			steps++
+		}
+		if lba == MaxBlocks && got != uint64(len(want)) {
+			m.t.Fatalf("%d blocks differ, want %d", got, len(want))
+		}
+		if steps > 2000 { // the places of extent, with some leaves and inner nodes each
+			m.t.Fatalf("%d steps", steps)
+		}
+	}
+	demand(0, MaxBlocks)
+	lba, count := m.extent()
+	demand(lba, lba+count)
+	for i := range count { // block by block, so that nothing is missed either
+		pins := m.store.NewPins()
+		var differs bool
+		waiting(m.t, pins, func() (err error) {
+			_, differs, err = Diff(pins, from.root, v.root, lba+i, 1)
+			return err
+		})
+		if differs != want[lba+i] {
+			m.t.Fatalf("block %d differs: %t", lba+i, differs)
+		}
+	}
+}
+
 // demandBeyond compares what MarkBeyond visits with what differs between two plain maps.
 func (m *machine) demandBeyond(v, than version, since uint64) {
 	m.t.Helper()
@@ -389,6 +448,7 @@ func (m *machine) verify() {
 		m.t.Fatalf("since epoch %d: %d entries, want %d; %v", since, len(got), len(want), err)
 	}
 
+	m.demandDiff(v, rapid.SampledFrom(all).Draw(m.t, "from"))
 	m.demandBeyond(v, rapid.SampledFrom(all).Draw(m.t, "than"), since)
 	want, passed := v.plain.newer(since), uint64(0)
 	for at, more := uint64(0), true; more; {

@@ -143,6 +143,13 @@ func (p *Pins) Load(m *Miss) error {
 // Forget lets go of everything.
 func (p *Pins) Forget() { clear(p.nodes) }
 
+// ForgetBeyond lets go of everything if that is more than n nodes.
+func (p *Pins) ForgetBeyond(n int) {
+	if len(p.nodes) > n {
+		clear(p.nodes)
+	}
+}
+
 // find returns a clean node from memory, or a *Miss.
 func (p *Pins) find(c *child, level int, first uint64) (*node, error) {
 	if n := p.nodes[c.ptr]; n != nil {

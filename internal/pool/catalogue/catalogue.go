@@ -19,6 +19,7 @@
 package catalogue
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -158,6 +159,15 @@ func (c *Catalogue) listed(names map[string]uint64) []*State {
 		out[i] = c.states[id]
 	}
 	return out
+}
+
+// NewestPoints lists snapshots and bookmarks of a volume of epochs before that one, at most limit, the newest first.
+func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
+	points := slices.DeleteFunc(append(c.Snapshots(v), c.Bookmarks(v)...), func(s *State) bool { return s.Epoch >= before })
+	slices.SortFunc(points, func(a, b *State) int {
+		return cmp.Or(cmp.Compare(b.Epoch, a.Epoch), cmp.Compare(b.ID, a.ID))
+	})
+	return points[:min(len(points), limit)]
 }
 
 // SnapshotCount counts the visible snapshots of a volume.
