@@ -82,6 +82,8 @@ func New(d *daemon.Daemon, version string) http.Handler {
 	api := humago.New(mux, config)
 	volumes(api, d)
 	snapshots(api, d)
+	bookmarks(api, d)
+	diff(api, d)
 	jobs(api, d)
 	service(api, d)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

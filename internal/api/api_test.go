@@ -29,6 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // served is a daemon with its API on a socket.
 type served struct {
 	dir, socket string
+	daemon      *daemon.Daemon
 	client      *client.Client
 	raw         *http.Client
 }
@@ -49,7 +50,7 @@ func serveWith(t *testing.T, wrap func(http.Handler) http.Handler) served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := served{dir: dir, socket: filepath.Join(dir, "api.sock")}
+	s := served{dir: dir, daemon: d, socket: filepath.Join(dir, "api.sock")}
 	l, err := daemon.Listen(s.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -124,11 +125,11 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{
-		"delete /v1/volumes/{volume}",
+		"delete /v1/bookmarks/{bookmark}", "delete /v1/volumes/{volume}", "get /v1/bookmarks", "get /v1/diff",
 		"get /v1/events", "get /v1/jobs", "get /v1/jobs/{job}", "get /v1/pool", "get /v1/snapshots",
 		"get /v1/snapshots/{snapshot}", "get /v1/status", "get /v1/volumes", "get /v1/volumes/{volume}",
 		"patch /v1/pool", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}",
-		"post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
+		"post /v1/bookmarks", "post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
 		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/repairs", "post /v1/snapshots",
 		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
 		"post /v1/volumes/{volume}/relayout",
@@ -146,11 +147,13 @@ func TestObjectsHaveTheirFields(t *testing.T) {
 	s := serve(t)
 	s.ask(t, "POST", "/v1/volumes", `{"name":"web","size":1048576}`)
 	s.ask(t, "POST", "/v1/snapshots", `{"volumes":["web"],"name":"one"}`)
+	s.ask(t, "POST", "/v1/bookmarks", `{"snapshot":"web@one","name":"mark"}`)
 	s.ask(t, "POST", "/v1/checks", "")
 	for path, want := range map[string]string{
-		"/v1/volumes": "clients created_at depends_on exclusive_bytes id labels layout mapped_bytes name origin parent shared_bytes size snapshots",
+		"/v1/volumes": "bookmarks clients created_at depends_on exclusive_bytes id labels layout mapped_bytes name origin parent shared_bytes size snapshots",
 		"/v1/snapshots": "automatic class clones consistency content created_at depends_on durable_ms exclusive_bytes expires_at group_id head id labels " +
 			"mapped_bytes name parent pause_ms protected shared_bytes size steps technique volume volume_id",
+		"/v1/bookmarks": "created_at id name size snapshot snapshot_created_at snapshot_id volume volume_id",
 		"/v1/jobs": "created_at finished_at id kind object progress reason started_at state",
 	} {
 		status, answer := s.ask(t, "GET", path, "")
@@ -196,6 +199,15 @@ func TestErrorsCarryCodeAndStatus(t *testing.T) {
 		{"POST", "/v1/imports", `{"name":"new","file":"relative"}`, 400, "usage"},
 		{"POST", "/v1/exports", `{"source":"web","file":"relative"}`, 400, "usage"},
 		{"POST", "/v1/exports", `{"source":"web","file":"/x","format":"vmdk"}`, 400, "usage"},
+		{"GET", "/v1/bookmarks?volume=nope", "", 404, "not_found"},
+		{"POST", "/v1/bookmarks", `{"snapshot":"web@nope","name":"k"}`, 404, "not_found"},
+		{"POST", "/v1/bookmarks", `{"snapshot":"web","name":"k"}`, 400, "usage"},
+		{"DELETE", "/v1/bookmarks/web%23nope", "", 404, "not_found"},
+		{"DELETE", "/v1/bookmarks/web@nope", "", 400, "usage"},
+		{"GET", "/v1/diff", "", 400, "usage"},
+		{"GET", "/v1/diff?from=web", "", 400, "usage"},
+		{"GET", "/v1/diff?from=web@nope", "", 404, "not_found"},
+		{"GET", "/v1/diff?from=web%23nope", "", 404, "not_found"},
 		{"GET", "/v1/jobs/nope?wait_seconds=1000", "", 400, "usage"},
 		{"GET", "/v1/jobs/nope?wait_seconds=1", "", 404, "not_found"},
 		{"GET", "/v1/nope", "", 404, "not_found"},

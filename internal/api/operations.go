@@ -101,6 +101,25 @@ func snapshots(api huma.API, d *daemon.Daemon) {
 		})
 }
 
+func bookmarks(api huma.API, d *daemon.Daemon) {
+	operation(api, http.MethodGet, "/v1/bookmarks", "list-bookmarks", "List bookmarks, oldest first", http.StatusOK,
+		func(_ context.Context, in *struct {
+			Volume string `query:"volume" doc:"of this volume only"`
+		}) ([]contract.Bookmark, error) {
+			return d.Bookmarks(in.Volume)
+		})
+	operation(api, http.MethodPost, "/v1/bookmarks", "create-bookmark", "Keep what is needed to tell what changed since a snapshot", http.StatusCreated,
+		func(ctx context.Context, in *with[contract.CreateBookmark]) (contract.Bookmark, error) {
+			return d.CreateBookmark(ctx, in.Body)
+		})
+	action(api, http.MethodDelete, "/v1/bookmarks/{bookmark}", "delete-bookmark", "Delete a bookmark",
+		func(ctx context.Context, in *struct {
+			Bookmark string `path:"bookmark" doc:"VOLUME#NAME"`
+		}) error {
+			return d.DeleteBookmark(ctx, in.Bookmark)
+		})
+}
+
 func jobs(api huma.API, d *daemon.Daemon) {
 	operation(api, http.MethodGet, "/v1/jobs", "list-jobs", "List jobs, oldest first", http.StatusOK,
 		func(context.Context, *none) ([]contract.Job, error) { return d.Jobs(), nil })

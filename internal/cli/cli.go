@@ -48,6 +48,7 @@ type grammar struct {
 	Demo       demoCommand       `cmd:"" help:"Show the whole story on a scratch directory; needs no daemon."`
 	Volume     volumeCommands    `cmd:"" help:"Virtual disks."`
 	Snapshot   snapshotCommands  `cmd:"" help:"Points in time of volumes."`
+	Bookmark   bookmarkCommands  `cmd:"" help:"Points in time that keep no data, only what is needed to tell what changed since."`
 	Pool       poolCommands      `cmd:"" help:"The store that holds volumes and snapshots."`
 	Job        jobCommands       `cmd:"" help:"Long work in the daemon."`
 	Event      eventCommands     `cmd:"" help:"What the daemon has to tell."`
@@ -103,7 +104,7 @@ func run(args []string, version string) (err error) {
 	parser, err := kong.New(g,
 		kong.Name("varve"),
 		kong.Description("Virtual disks with snapshots, served over NBD.\n\n"+
-			"Sizes are bytes or have a suffix: 512M, 10G (powers of 1024). A snapshot is VOLUME@NAME. "+
+			"Sizes are bytes or have a suffix: 512M, 10G (powers of 1024). A snapshot is VOLUME@NAME, a bookmark VOLUME#NAME. "+
 			"Exit status: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused (in use, protected, name taken), 5 damaged data found."),
 		kong.Vars{"data": defaultData()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, NoExpandSubcommands: true}),

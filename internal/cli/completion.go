@@ -181,7 +181,14 @@ func (t *terminal) values(v *kong.Value, current string) []string {
 			out = append(out, job.ID)
 		}
 	}
-	if v.Name == "snapshot" || v.Name == "from" || v.Name == "volume[@snapshot]" && strings.Contains(current, "@") {
+	switch v.Name {
+	case "bookmark", "older":
+		bookmarks, _ := t.client.Bookmarks(ctx, "")
+		for _, b := range bookmarks {
+			out = append(out, b.Ref())
+		}
+	}
+	if v.Name == "snapshot" || v.Name == "from" || v.Name == "older" || v.Name == "volume[@snapshot]" && strings.Contains(current, "@") {
 		snapshots, _ := t.client.Snapshots(ctx, "")
 		for _, s := range snapshots {
 			out = append(out, s.Ref())

@@ -102,6 +102,7 @@ func drawPool(w *table, p contract.Pool) {
 	w.row("created", localTime(&p.CreatedAt))
 	w.row("volumes", p.Volumes)
 	w.row("snapshots", p.Snapshots)
+	w.row("bookmarks", p.Bookmarks)
 	w.row("hidden states", p.HiddenStates)
 	drawSpace(w, p)
 	w.row("log written", humanSize(p.LogBytes))

@@ -19,6 +19,7 @@ type snapshotCommands struct {
 	Protect   snapshotProtect   `cmd:"" help:"Protect a snapshot from deletion and expiry."`
 	Unprotect snapshotUnprotect `cmd:"" help:"Lift a snapshot's protection."`
 	Rollback  snapshotRollback  `cmd:"" help:"Make a snapshot its volume's content; the present is kept as a snapshot."`
+	Diff      snapshotDiff      `cmd:"" help:"Print the extents that changed from a snapshot or bookmark to another snapshot, or to the present."`
 }
 
 type snapshotCreate struct {

@@ -59,6 +59,7 @@ type Volume struct {
 	TotalBytes     *int64            `json:"total_bytes,omitempty" doc:"what deleting it with all its snapshots would free; absent in lists, and while clones share that"`
 	DependsOn      []string          `json:"depends_on"`
 	Snapshots      int               `json:"snapshots"`
+	Bookmarks      int               `json:"bookmarks"`
 	Parent         string            `json:"parent" doc:"newest snapshot of this volume that its content descends from; may be empty"`
 	Origin         string            `json:"origin" doc:"snapshot it was cloned from, as it was called then; may be empty"`
 	CreatedAt      Time              `json:"created_at"`
@@ -112,6 +113,28 @@ type Snapshot struct {
 
 // Ref is the snapshot's full name, VOLUME@NAME.
 func (s Snapshot) Ref() string { return s.Volume + "@" + s.Name }
+
+// Bookmark is a point in time that keeps a snapshot's map and no data: enough to say what changed since.
+type Bookmark struct {
+	ID                string `json:"id"`
+	Volume            string `json:"volume"`
+	VolumeID          string `json:"volume_id"`
+	Name              string `json:"name"`
+	Size              int64  `json:"size" doc:"of the volume at that point, in bytes"`
+	CreatedAt         Time   `json:"created_at"`
+	Snapshot          string `json:"snapshot" doc:"snapshot it was made of, VOLUME@NAME; it may be gone"`
+	SnapshotID        string `json:"snapshot_id"`
+	SnapshotCreatedAt Time   `json:"snapshot_created_at" doc:"the point in time that the bookmark stands for"`
+}
+
+// Ref is the bookmark's full name, VOLUME#NAME.
+func (b Bookmark) Ref() string { return b.Volume + "#" + b.Name }
+
+// Extent is a run of bytes.
+type Extent struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
+}
 
 // Rollback says what a rollback did.
 type Rollback struct {
@@ -269,6 +292,7 @@ type Pool struct {
 	CreatedAt      Time   `json:"created_at"`
 	Volumes        int    `json:"volumes"`
 	Snapshots      int    `json:"snapshots"`
+	Bookmarks      int    `json:"bookmarks"`
 	HiddenStates   int    `json:"hidden_states" doc:"deleted snapshots that several descendants still share"`
 	PhysicalBytes  int64  `json:"physical_bytes" doc:"allocated on disk"`
 	LiveBytes      int64  `json:"live_bytes" doc:"what volumes and snapshots hold, with their maps; an estimate between two reclaim cycles"`
@@ -345,6 +369,12 @@ func ParseRef(ref string) (volume, name string, ok bool) {
 	return volume, name, ok && volume != "" && name != "" && !strings.Contains(name, "@")
 }
 
+// ParseBookmark splits VOLUME#NAME. ok is false unless there is exactly one # with something on both sides.
+func ParseBookmark(ref string) (volume, name string, ok bool) {
+	volume, name, ok = strings.Cut(ref, "#")
+	return volume, name, ok && volume != "" && name != "" && !strings.ContainsAny(name, "#@")
+}
+
 // Code says what kind of error it is; scripts see it as the exit code.
 type Code string
 
@@ -372,6 +402,9 @@ func (c Code) ExitCode() int {
 		return 1
 	}
 }
+
+// ErrorTrailer is the trailer that has an Error, as JSON, if an answer was broken off.
+const ErrorTrailer = "Varve-Error"
 
 // Error is an error as the API gives it.
 type Error struct {

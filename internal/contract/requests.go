@@ -41,6 +41,12 @@ type CreateSnapshot struct {
 	KeepFor float64           `json:"keep_for_seconds,omitempty" minimum:"0" doc:"delete it after this time; 0 means never"`
 }
 
+// CreateBookmark asks for a bookmark of a snapshot.
+type CreateBookmark struct {
+	Snapshot string `json:"snapshot" doc:"VOLUME@NAME"`
+	Name     string `json:"name"`
+}
+
 // DeleteSnapshots asks to delete all of them or none.
 type DeleteSnapshots struct {
 	Snapshots []string `json:"snapshots" minItems:"1" doc:"VOLUME@NAME each"`

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
-	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/nbd/server"
 	"varve/internal/pool"
@@ -52,7 +52,7 @@ func (e exports) Open(_ context.Context, name string, s *server.Session) (*serve
 
 func (e exports) open(name string) (*server.Export, openExport, error) {
 	var (
-		device block.Device
+		device *pool.Device
 		opened openExport
 		err    error
 	)
@@ -75,7 +75,7 @@ func (e exports) open(name string) (*server.Export, openExport, error) {
 	if err != nil {
 		return nil, opened, err
 	}
-	return &server.Export{Name: name, Device: device, ReadOnly: opened.snapshot != ""}, opened, nil
+	return &server.Export{Name: name, Device: device, ReadOnly: opened.snapshot != "", Contexts: contexts{device}}, opened, nil
 }
 
 // openExport is what a session last opened. The volume is known by its id, since its name can change.
@@ -112,7 +112,7 @@ func (ss *sessions) opened(s *server.Session, e openExport) {
 // of describes the clients of a volume's head.
 func (ss *sessions) of(volume string) []contract.Client {
 	out := []contract.Client{}
-	for _, s := range ss.on(pool.SnapshotRef{Volume: volume}) {
+	for _, s := range ss.on(volume, false) {
 		out = append(out, clientOf(s, volume))
 	}
 	return out
@@ -147,9 +147,9 @@ func clientOf(s *server.Session, export string) contract.Client {
 	}
 }
 
-// on returns the sessions on a snapshot, or where it has no name on the volume's head.
-func (ss *sessions) on(ref pool.SnapshotRef) []*server.Session {
-	info, err := ss.pool.Volume(ref.Volume)
+// on returns the sessions on a volume's head, or with snapshots on them, too.
+func (ss *sessions) on(volume string, snapshots bool) []*server.Session {
+	info, err := ss.pool.Volume(volume)
 	if err != nil {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (ss *sessions) on(ref pool.SnapshotRef) []*server.Session {
 		ss.mu.Lock()
 		e := ss.open[s.ID()]
 		ss.mu.Unlock()
-		if e == (openExport{volume: info.ID, snapshot: ref.Name}) {
+		if e.volume == info.ID && (snapshots || e.snapshot == "") {
 			out = append(out, s)
 		}
 	}
@@ -168,7 +168,7 @@ func (ss *sessions) on(ref pool.SnapshotRef) []*server.Session {
 // disconnect cuts off the sessions on a volume's head, only those that have
 // written if writers, and returns when they are gone.
 func (ss *sessions) disconnect(volume string, writers bool, reason string) {
-	for _, s := range ss.on(pool.SnapshotRef{Volume: volume}) {
+	for _, s := range ss.on(volume, false) {
 		if !writers || s.Wrote() {
 			s.Disconnect(reason)
 		}
@@ -178,18 +178,19 @@ func (ss *sessions) disconnect(volume string, writers bool, reason string) {
 // partingTime is how long a client that just hung up may need until the server has noticed.
 const partingTime = 500 * time.Millisecond
 
-// unlessInUse does what clients of the refs can stand in the way of. A program that
+// unlessInUse does what clients of the volumes or their snapshots can stand in the way of. A program that
 // ended a moment ago must not: where pool.ErrInUse is the answer, the sessions
 // there have partingTime to end before the answer counts.
-func (ss *sessions) unlessInUse(ctx context.Context, do func() error, refs ...pool.SnapshotRef) error {
+func (ss *sessions) unlessInUse(ctx context.Context, do func() error, volumes ...string) error {
 	err := do()
 	if !errors.Is(err, pool.ErrInUse) {
 		return err
 	}
 	parting := time.NewTimer(partingTime)
 	defer parting.Stop()
-	for _, ref := range refs {
-		for _, s := range ss.on(ref) {
+	slices.Sort(volumes)
+	for _, volume := range slices.Compact(volumes) {
+		for _, s := range ss.on(volume, true) {
 			select {
 			case <-s.Done():
 			case <-parting.C:

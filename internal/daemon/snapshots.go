@@ -156,10 +156,14 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 	return out, nil
 }
 
+// seeReaders says who stands in the way of deleting a snapshot or bookmark: who has it open, or has another export
+// of the volume open and asked what changed since.
+const seeReaders = "see who is connected to the volume or its snapshots: varve status"
+
 // DeleteSnapshots deletes all of them or none. pool.ErrProtected, pool.ErrNotFound, pool.ErrInUse.
 func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
 	refs := make([]pool.SnapshotRef, 0, len(names))
-	ids := make([]string, 0, len(names))
+	ids, volumes := make([]string, 0, len(names)), make([]string, 0, len(names))
 	for _, name := range names {
 		ref, err := parseRef(name)
 		if err != nil {
@@ -169,11 +173,11 @@ func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
 		if err != nil {
 			return err
 		}
-		refs, ids = append(refs, ref), append(ids, info.ID.String())
+		refs, ids, volumes = append(refs, ref), append(ids, info.ID.String()), append(volumes, ref.Volume)
 	}
-	err := d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteSnapshots(ctx, refs) }, refs...)
+	err := d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteSnapshots(ctx, refs) }, volumes...)
 	if err != nil {
-		return hinted(err, pool.ErrInUse, "see who reads it: varve status")
+		return hinted(err, pool.ErrInUse, seeReaders)
 	}
 	for _, id := range ids {
 		d.timings.forget(id)
@@ -214,7 +218,7 @@ func (d *Daemon) Rollback(ctx context.Context, name string, force bool) (contrac
 	err = d.sessions.unlessInUse(ctx, func() (err error) {
 		kept, took, err = d.pool.Rollback(ctx, ref)
 		return err
-	}, pool.SnapshotRef{Volume: ref.Volume})
+	}, ref.Volume)
 	if err != nil {
 		return contract.Rollback{}, hinted(err, pool.ErrInUse,
 			"it would not notice that the content changes: disconnect it first, or have that done: --force")

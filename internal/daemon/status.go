@@ -27,7 +27,7 @@ func (d *Daemon) Pool() contract.Pool {
 	out := contract.Pool{
 		ID: info.ID.String(), Path: d.poolDir, FormatVersion: info.FormatVersion,
 		CreatedAt: contract.Time{Time: info.CreatedAt},
-		Volumes:   info.Volumes, Snapshots: info.Snapshots, HiddenStates: info.HiddenStates,
+		Volumes:   info.Volumes, Snapshots: info.Snapshots, Bookmarks: info.Bookmarks, HiddenStates: info.HiddenStates,
 		LiveBytes: info.LiveBytes, ReclaimedBytes: info.ReclaimedBytes, CopiedBytes: info.CopiedBytes, SpareBytes: info.SpareBytes,
 		PhysicalBytes: info.PhysicalBytes, LogBytes: info.LogBytes, ClientBytes: info.ClientBytes,
 		Segments: info.Segments, Checkpoints: info.Checkpoints,

@@ -52,7 +52,7 @@ func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Vol
 	return contract.Volume{
 		ID: info.ID.String(), Name: info.Name, Size: info.SizeBytes, Layout: "redirect", Labels: labels(info.Labels),
 		MappedBytes: usage.Mapped, ExclusiveBytes: usage.Exclusive, SharedBytes: usage.Shared,
-		DependsOn: []string{"pool"}, Snapshots: info.Snapshots, Parent: info.Parent, Origin: info.Origin,
+		DependsOn: []string{"pool"}, Snapshots: info.Snapshots, Bookmarks: info.Bookmarks, Parent: info.Parent, Origin: info.Origin,
 		CreatedAt: contract.Time{Time: info.CreatedAt}, Clients: d.sessions.of(info.Name),
 	}, nil
 }
@@ -137,7 +137,7 @@ func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool
 	if force {
 		d.sessions.disconnect(name, true, "the volume is shrunk")
 	}
-	return d.sessions.unlessInUse(ctx, func() error { return d.pool.ResizeVolume(ctx, name, size, force) }, pool.SnapshotRef{Volume: name})
+	return d.sessions.unlessInUse(ctx, func() error { return d.pool.ResizeVolume(ctx, name, size, force) }, name)
 }
 
 // DeleteVolume deletes a volume without snapshots. Clients stand in the way unless force, which disconnects them.
@@ -153,7 +153,7 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 	if force {
 		d.sessions.disconnect(name, false, "the volume is deleted")
 	}
-	err = d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteVolume(ctx, name) }, pool.SnapshotRef{Volume: name})
+	err = d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteVolume(ctx, name) }, name)
 	return hinted(err, pool.ErrInUse, "see who is connected with varve status; to disconnect them: --force")
 }
 

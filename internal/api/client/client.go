@@ -5,6 +5,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,17 +59,33 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // call sends in, unless nil, as JSON and decodes the answer into out, unless nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	response, err := c.ask(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(response.Body).Decode(out); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+// ask sends in, unless nil, as JSON. What it returns is a success, whose body is to be read and closed.
+func (c *Client) ask(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var send io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return fmt.Errorf("encode the request: %w", err)
+			return nil, fmt.Errorf("encode the request: %w", err)
 		}
 		send = bytes.NewReader(b)
 	}
 	request, err := http.NewRequestWithContext(ctx, method, "http://varve"+path, send)
 	if err != nil {
-		return fmt.Errorf("make the request: %w", err)
+		return nil, fmt.Errorf("make the request: %w", err)
 	}
 	if in != nil {
 		request.Header.Set("Content-Type", "application/json")
@@ -76,30 +93,23 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	response, err := c.http.Do(request)
 	if err != nil {
 		if absent(err) {
-			return fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+			return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
 		}
 		var of *url.Error
 		if errors.As(err, &of) {
 			err = of.Err
 		}
-		return fmt.Errorf("ask the daemon on %s: %w", c.socket, err)
+		return nil, fmt.Errorf("ask the daemon on %s: %w", c.socket, err)
+	}
+	if response.StatusCode < 300 {
+		return response, nil
 	}
 	defer response.Body.Close()
-	decode := json.NewDecoder(response.Body)
-	if response.StatusCode >= 300 {
-		told := new(contract.Error)
-		if err := decode.Decode(told); err != nil || told.Code == "" {
-			return fmt.Errorf("the daemon on %s answered %s", c.socket, response.Status)
-		}
-		return told
+	told := new(contract.Error)
+	if err := json.NewDecoder(response.Body).Decode(told); err != nil || told.Code == "" {
+		return nil, fmt.Errorf("the daemon on %s answered %s", c.socket, response.Status)
 	}
-	if out == nil {
-		return nil
-	}
-	if err := decode.Decode(out); err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	return nil
+	return nil, told
 }
 
 // absent tells whether nobody listens on the socket: it is not there, or a dead process left it.
@@ -224,6 +234,62 @@ func (c *Client) ProtectSnapshot(ctx context.Context, ref string, protected bool
 // Rollback makes VOLUME@NAME the content of VOLUME.
 func (c *Client) Rollback(ctx context.Context, ref string, force bool) (contract.Rollback, error) {
 	return send[contract.Rollback](ctx, c, http.MethodPost, snapshotPath(ref)+"/rollback", contract.RollBack{Force: force})
+}
+
+// Bookmarks lists the bookmarks of a volume, or of all if it is empty.
+func (c *Client) Bookmarks(ctx context.Context, volume string) ([]contract.Bookmark, error) {
+	return get[[]contract.Bookmark](ctx, c, "/v1/bookmarks?volume="+url.QueryEscape(volume))
+}
+
+// CreateBookmark makes a bookmark of a snapshot.
+func (c *Client) CreateBookmark(ctx context.Context, r contract.CreateBookmark) (contract.Bookmark, error) {
+	return send[contract.Bookmark](ctx, c, http.MethodPost, "/v1/bookmarks", r)
+}
+
+// DeleteBookmark deletes VOLUME#NAME.
+func (c *Client) DeleteBookmark(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/bookmarks/"+url.PathEscape(ref), nil, nil)
+}
+
+// Diff calls visit for each extent that changed from one state to another, in ascending order, as they arrive.
+// An error of visit ends it.
+func (c *Client) Diff(ctx context.Context, from, to string, visit func(contract.Extent) error) error {
+	response, err := c.ask(ctx, http.MethodGet, "/v1/diff?"+url.Values{"from": {from}, "to": {to}}.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	var mine error
+	err = eachOf(json.NewDecoder(response.Body), func(e contract.Extent) error {
+		mine = visit(e)
+		return mine
+	})
+	if err == nil || mine != nil {
+		return mine
+	}
+	told := new(contract.Error)
+	if json.Unmarshal([]byte(response.Trailer.Get(contract.ErrorTrailer)), told) == nil && told.Code != "" {
+		return told
+	}
+	return fmt.Errorf("read the daemon's answer: %w", err)
+}
+
+// eachOf decodes the elements of an array, to its end.
+func eachOf[T any](d *json.Decoder, visit func(T) error) error {
+	if start, err := d.Token(); err != nil || start != json.Delim('[') {
+		return cmp.Or(err, fmt.Errorf("not a list"))
+	}
+	for d.More() {
+		var one T
+		if err := d.Decode(&one); err != nil {
+			return err
+		}
+		if err := visit(one); err != nil {
+			return err
+		}
+	}
+	_, err := d.Token()
+	return err
 }
 
 // Jobs lists jobs, oldest first.

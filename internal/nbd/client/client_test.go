@@ -407,6 +407,7 @@ func TestCloseFreesCallers(t *testing.T) {
 type evens struct{}
 
 func (evens) Names(context.Context) ([]string, error) { return []string{"qemu:dirty-bitmap:b"}, nil }
+func (evens) Has(_ context.Context, name string) bool { return name == "qemu:dirty-bitmap:b" }
 func (evens) Open(context.Context, string) (server.MetaContext, error) {
 	return evens{}, nil
 }

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 
 	"varve/internal/block"
@@ -13,11 +14,14 @@ type stripes []string
 
 func (s stripes) Names(context.Context) ([]string, error) { return s, nil }
 
+// Has knows one more than are listed.
+func (s stripes) Has(_ context.Context, name string) bool {
+	return name == "x-test:unlisted" || slices.Contains(s, name)
+}
+
 func (s stripes) Open(_ context.Context, name string) (server.MetaContext, error) {
-	for i, n := range s {
-		if n == name {
-			return stripe(i), nil
-		}
+	if i := slices.Index(append(s, "x-test:unlisted"), name); i >= 0 {
+		return stripe(i), nil
 	}
 	return nil, server.ErrUnknownContext
 }

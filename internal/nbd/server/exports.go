@@ -55,8 +55,11 @@ type Export struct {
 
 // ContextSource contributes meta contexts to an export.
 type ContextSource interface {
-	// Names lists the contexts a client can select, at most some hundred.
+	// Names lists contexts that a client can select, at most some hundred: where there are more, those it
+	// is most likely to want.
 	Names(ctx context.Context) ([]string, error)
+	// Has tells whether there is a context of that name, listed or not.
+	Has(ctx context.Context, name string) bool
 	// Open returns the context of that name or ErrUnknownContext. What it returns is used
 	// until the export's device is closed.
 	Open(ctx context.Context, name string) (MetaContext, error)

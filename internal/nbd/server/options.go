@@ -181,22 +181,18 @@ func (h *handshake) metaContext(ctx context.Context, opt nbd.Option, data []byte
 	if err != nil {
 		return h.openFailed(opt, name, err)
 	}
-	available := []string{nbd.BaseAllocation}
-	if e.Contexts != nil {
-		more, err := e.Contexts.Names(ctx)
+	if !set {
+		names, err := listContexts(ctx, e, queries)
 		if err != nil {
 			h.server.cfg.Logger.Warn("nbd: cannot list meta contexts", "export", name, "error", err)
 			return h.fail(opt, nbd.RepErrPolicy, "meta contexts cannot be listed")
 		}
-		available = append(available, more...)
-	}
-	if !set {
-		for _, name := range matching(available, queries) {
+		for _, name := range names {
 			h.add(opt, nbd.RepMetaContext, append(make([]byte, 4), name...))
 		}
 		return h.ack(opt)
 	}
-	contexts, err := selectContexts(ctx, e, available, queries)
+	contexts, err := selectContexts(ctx, e, queries)
 	if errors.Is(err, errTooManyContexts) {
 		return h.fail(opt, nbd.RepErrTooBig, err.Error())
 	}
@@ -212,23 +208,6 @@ func (h *handshake) metaContext(ctx context.Context, opt nbd.Option, data []byte
 	}
 	h.contexts, h.contextsOf = contexts, name
 	return nil
-}
-
-// matching returns the names that a LIST with these queries asks for: all if
-// there is no query; a query that ends in a colon is a wildcard.
-func matching(names, queries []string) []string {
-	if len(queries) == 0 {
-		return names
-	}
-	var list []string
-	for _, name := range names {
-		if slices.ContainsFunc(queries, func(q string) bool {
-			return q == name || strings.HasSuffix(q, ":") && strings.HasPrefix(name, q)
-		}) {
-			list = append(list, name)
-		}
-	}
-	return list
 }
 
 // optionData decodes the data of an option. After the first value that is not
