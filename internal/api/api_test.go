@@ -154,7 +154,7 @@ func TestObjectsHaveTheirFields(t *testing.T) {
 		"/v1/snapshots": "automatic class clones consistency content created_at depends_on durable_ms exclusive_bytes expires_at group_id head id labels " +
 			"mapped_bytes name parent pause_ms protected shared_bytes size steps technique volume volume_id",
 		"/v1/bookmarks": "created_at id name size snapshot snapshot_created_at snapshot_id volume volume_id",
-		"/v1/jobs": "created_at finished_at id kind object progress reason started_at state",
+		"/v1/jobs":      "created_at finished_at id kind object progress reason started_at state",
 	} {
 		status, answer := s.ask(t, "GET", path, "")
 		list, ok := answer.([]any)

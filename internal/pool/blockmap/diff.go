@@ -3,7 +3,7 @@ package blockmap
 // Diff tells whether the block lba differs between two states, and for how many blocks from
 // there on, at most limit, the same is known from one pair of nodes: at least 1, maybe not all that are alike. A
 // block is alike iff neither state maps it, or both map it in one epoch, wherever it lies. What two trees share is not
-// looked into. If a node is not in memory it returns a *Miss.
+// looked into. What a repair recorded as lost differs from everything but the same loss. If a node is not in memory it returns a *Miss.
 func Diff(pins *Pins, from, to Root, lba, limit uint64) (blocks uint64, differs bool, err error) {
 	a, b := &from.c, &to.c
 	if known, differs := compare(a, b, rootLevel); known {
@@ -46,6 +46,9 @@ func compare(a, b *child, level int) (known, differ bool) {
 	if a.same(b) {
 		return true, false
 	}
+	if a.lost || b.lost { // nobody can tell
+		return true, true
+	}
 	n, m := a.mappedBlocks(), b.mappedBlocks()
 	return n+m == 0 || (n == 0 || m == 0) && n+m == span(level), n+m > 0
 }
@@ -83,5 +86,5 @@ func diffLeaves(n, m *node, i int, limit uint64) (blocks uint64, differs bool) {
 }
 
 func (e Entry) differs(f Entry) bool {
-	return e.Mapped() != f.Mapped() || e.Mapped() && e.Epoch != f.Epoch
+	return e.Mapped() != f.Mapped() || e.Mapped() && (e.Epoch != f.Epoch || e.Lost() != f.Lost())
 }
