@@ -94,11 +94,11 @@ func (c *Client) start(ctx context.Context, k *call, payload []byte, more bool) 
 	if err != nil {
 		// Part of a message may be out: nothing can follow it.
 		c.fail(err)
-		<-k.done
+		<-k.done // with the reason why the connection is gone
 		if ctx.Err() != nil {
-			err = ctx.Err()
+			return k.failed(ctx.Err())
 		}
-		return k.failed(err)
+		return k.result()
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -382,6 +383,31 @@ func TestServerGoesAway(t *testing.T) {
 	}
 	if err := c.Flush(nbdtest.Context(t)); !errors.Is(err, client.ErrDisconnected) {
 		t.Error(err)
+	}
+}
+
+// A request that is sent just when the connection ends says so, whoever notices first: who sends, or who receives.
+func TestServerGoesAwayWhileSending(t *testing.T) {
+	s := nbdtest.Serve(t, server.Config{Exports: nbdtest.Single(nbdtest.Disk(t, 1<<20))})
+	for range 50 {
+		c := open(t, s.URI(""), client.Options{})
+		for len(s.Sessions()) == 0 {
+			runtime.Gosched()
+		}
+		go s.Sessions()[0].Disconnect("test")
+		for {
+			if err := c.ReadAt(nbdtest.Context(t), make([]byte, 512), 0); errors.Is(err, client.ErrDisconnected) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for len(s.Sessions()) > 0 {
+			runtime.Gosched()
+		}
 	}
 }
 

@@ -45,7 +45,7 @@ func TestDiffReadsOnlyTheWayToWhatChanged(t *testing.T) {
 		if err := store.NewWriter(log.append).Write([]Root{from, to}); err != nil {
 			t.Fatal(err)
 		}
-		tree.Settle()
+		tree.Settle(0, MaxBlocks)
 		reads, steps := 0, 0
 		fresh := NewStore(1<<20, func(a seglog.Addr, p []byte) error { reads++; return log.read(a, p) })
 		pins := fresh.NewPins()
