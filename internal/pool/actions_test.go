@@ -54,6 +54,7 @@ var actions = []action{
 	{"set quota", func(d *driver) { d.setQuota(1 << 30) }},
 	{"checkpoint", func(d *driver) { d.checkpoint() }},
 	{"reclaim", func(d *driver) { d.reclaim() }},
+	{"repair", func(d *driver) { d.repair() }},
 	{"reclaim by a hole", func(d *driver) {
 		d.createVolume("holey", 136<<10)
 		d.submit("holey", writeOp(0, 136<<10)) // one batch in one segment

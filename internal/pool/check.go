@@ -66,7 +66,7 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		return CheckReport{}, fmt.Errorf("check: pool: %w", block.ErrClosed)
 	}
 	defer p.end()
-	c := checker{pool: p, ctx: ctx, children: map[uint64][]*checkedState{}, live: map[uint64]int64{}}
+	c := checker{pool: p, ctx: ctx, children: map[uint64][]*checkedState{}, blind: map[uint64][]lostRange{}, live: map[uint64]int64{}}
 	release, err := p.pin(c.choose)
 	if err != nil {
 		return CheckReport{}, fmt.Errorf("check: %w", err)
@@ -104,6 +104,7 @@ type checker struct {
 	report   CheckReport
 	subjects []*checkedState            // parents first: what a state shares with its parent was verified there
 	children map[uint64][]*checkedState // by parent's ID
+	blind    map[uint64][]lostRange     // by state: where its own could not be found
 	live     map[uint64]int64           // bytes by segment
 }
 
@@ -111,7 +112,7 @@ type checker struct {
 type checkedState struct {
 	ownedRoot
 	name, volume, snapshot string
-	blocks                 uint64
+	blocks, parent         uint64
 	noData                 bool // a bookmark, whose map may name blocks that are gone
 }
 
@@ -132,7 +133,7 @@ func (c *checker) choose() ([]ownedRoot, error) {
 				r.visible = append(r.visible, maps[k.ID])
 			}
 		}
-		s := &checkedState{ownedRoot: r, name: c.pool.stateName(st), blocks: blocksIn(st.SizeBytes), noData: !st.Kind.HoldsData()}
+		s := &checkedState{ownedRoot: r, name: c.pool.stateName(st), blocks: blocksIn(st.SizeBytes), parent: st.Parent, noData: !st.Kind.HoldsData()}
 		switch st.Kind {
 		case catalogue.Snapshot:
 			s.snapshot = st.Name
@@ -157,26 +158,50 @@ type finding struct {
 	node        *nodeDamage    // or of a part of the map
 	lost        bool
 	message     string
+	elsewhere   bool // it was not found here, but may be in what descends from this state
 }
 
-// check verifies what a state does not share with its parent.
+// check verifies what a state does not share with its parent, and what its parent could not show that it shares.
 func (c *checker) check(s *checkedState) error {
-	b := blockCheck{checker: c}
+	b := blockCheck{checker: c, state: s.state, own: s.own}
 	verify := b.verify
 	if s.hidden {
 		verify = b.verifyHeld(s.visible)
 	}
-	err := c.pool.store.Check(s.root, s.own, func(n blockmap.Ptr) {
-		c.report.MapNodes++
-		c.live[n.Addr.Segment()] += int64(n.Length)
-	}, verify, func(e *blockmap.NodeError) {
+	damaged := func(e *blockmap.NodeError) {
 		if e.First >= s.blocks { // beyond the end of a volume that was shrunk nobody looks
 			return
 		}
 		b.bad = append(b.bad, finding{
 			lba: e.First, blocks: min(e.Blocks(), s.blocks-e.First), node: &nodeDamage{err: e}, lost: errors.Is(e, blockmap.ErrLost), message: e.Error(),
 		})
-	})
+		if !errors.Is(e, blockmap.ErrMiscounted) {
+			b.cannotSee(e.First, e.First+e.Blocks())
+		}
+	}
+	err := c.pool.store.Check(s.root, s.own, func(n blockmap.Ptr) {
+		c.report.MapNodes++
+		c.live[n.Addr.Segment()] += int64(n.Length)
+	}, verify, damaged)
+	for _, r := range c.blind[s.parent] {
+		if err != nil {
+			return err
+		}
+		b.own = r.own
+		err = c.pool.store.CheckRange(s.root, r.own, r.lo, r.hi, func(blockmap.Ptr) {}, func(lba uint64, entries []blockmap.Entry) error {
+			for i := range entries {
+				if !s.noData && entries[i].Epoch <= s.own.Data { // newer ones were verified above
+					if err := verify(lba+uint64(i), entries[i:i+1]); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}, damaged)
+		if s.noData { // it keeps no blocks, and what descends from it may have them
+			c.blind[s.state] = append(c.blind[s.state], r)
+		}
+	}
 	if err == nil {
 		err = b.flush()
 	}
@@ -190,6 +215,9 @@ func (c *checker) check(s *checkedState) error {
 // from it, and from each other.
 func (c *checker) tell(s *checkedState, found []finding) error {
 	for _, f := range found {
+		if f.elsewhere {
+			continue
+		}
 		if f.node != nil {
 			if len(f.node.states) == 0 && !f.lost && len(c.report.nodes) < maxFindings {
 				c.report.nodes = append(c.report.nodes, f.node)
@@ -214,11 +242,12 @@ func (c *checker) tell(s *checkedState, found []finding) error {
 		}
 		var shared []finding
 		for _, f := range found {
-			shows, err := c.shows(k, &f)
+			shows, known, err := c.shows(k, &f)
 			if err != nil {
 				return err
 			}
-			if shows {
+			if shows || !known {
+				f.elsewhere = !shows
 				f.blocks = min(f.blocks, k.blocks-f.lba)
 				shared = append(shared, f)
 			}
@@ -232,21 +261,21 @@ func (c *checker) tell(s *checkedState, found []finding) error {
 	return nil
 }
 
-// shows tells whether a state has what was found in its parent.
-func (c *checker) shows(s *checkedState, f *finding) (bool, error) {
+// shows tells whether a state has what was found in its parent, where that is known.
+func (c *checker) shows(s *checkedState, f *finding) (shows, known bool, err error) {
 	if f.lba >= s.blocks {
-		return false, nil
+		return false, true, nil
 	}
 	if f.node != nil {
 		return c.pool.store.Shows(s.root, f.node.err)
 	}
 	var e [1]blockmap.Entry
 	pins := c.pool.store.NewPins()
-	err := waitFor(pins, func() error { return s.root.Lookup(pins, f.lba, e[:]) })
-	if errors.Is(err, blockmap.ErrDamaged) { // which is told by itself
-		return false, nil
+	err = waitFor(pins, func() error { return s.root.Lookup(pins, f.lba, e[:]) })
+	if errors.Is(err, blockmap.ErrDamaged) || e[0].Lost() && !f.lost { // which is told by itself
+		return false, false, nil
 	}
-	return e[0] == f.entry, err
+	return e[0] == f.entry, true, err
 }
 
 // merged sorts findings, the pool's own first, and joins those that are of one kind and adjacent.
@@ -321,6 +350,8 @@ func (p *Pool) stateName(s *catalogue.State) string {
 // log: by LBA a volume that was written at random would be read at random.
 type blockCheck struct {
 	*checker
+	state   uint64
+	own     blockmap.Own // what of the state's is looked at
 	pending []checked
 	bad     []finding
 	buf     []byte
@@ -337,10 +368,16 @@ const (
 	checkedRun    = 256     // blocks read at a time
 )
 
+// cannotSee notes a range of blocks of which nobody can say what of them was the state's own.
+func (c *blockCheck) cannotSee(lo, hi uint64) {
+	c.blind[c.state] = add(c.blind[c.state], lo, hi, c.own)
+}
+
 func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
 	for i, e := range entries {
 		switch {
 		case e.Lost():
+			c.cannotSee(lba+uint64(i), lba+uint64(i)+1)
 			c.bad = append(c.bad, finding{lba: lba + uint64(i), blocks: 1, entry: e, lost: true, message: lostBlock(e).Error()})
 		case e.Mapped():
 			c.live[e.Addr.Segment()] += block.Size
@@ -359,10 +396,13 @@ func (c *blockCheck) verifyHeld(visible []blockmap.Root) func(uint64, []blockmap
 	held := func(pins *blockmap.Pins, lba uint64, e blockmap.Entry) (bool, error) {
 		for _, r := range visible {
 			err := waitFor(pins, func() error { return r.Lookup(pins, lba, found[:]) })
-			if err == nil && found[0].Addr == e.Addr {
+			switch {
+			case errors.Is(err, blockmap.ErrDamaged): // what that map cannot say any more, one below it may
 				return true, nil
-			} else if err != nil && !errors.Is(err, blockmap.ErrDamaged) { // which is told where that map is checked
+			case err != nil:
 				return false, err
+			case found[0].Addr == e.Addr || found[0].Lost():
+				return true, nil
 			}
 		}
 		return false, nil

@@ -74,6 +74,11 @@ func (k *disk) Open(name string) (vfs.File, error) {
 	return k.wrap(name, f, err)
 }
 
+func (k *disk) OpenReadOnly(name string) (vfs.File, error) {
+	f, err := k.FS.OpenReadOnly(name)
+	return k.wrap(name, f, err)
+}
+
 type diskFile struct {
 	vfs.File
 	disk *disk

@@ -403,6 +403,18 @@ func (d *driver) scatter(volume string) {
 	d.submit(volume, ops...)
 }
 
+// repair mends what is in order, which changes nothing that anybody sees.
+func (d *driver) repair() {
+	d.tb.Helper()
+	d.step("repair", true, func(*model) error { return nil }, func() error {
+		rep, err := d.p.Repair(ctx, nil)
+		if err == nil && len(rep.After.Damage) > 0 && !d.tolerant { // a fault may look like damage
+			d.tb.Fatalf("after a repair: %+v", rep.After.Damage)
+		}
+		return err
+	})
+}
+
 func (d *driver) reopen() {
 	d.tb.Helper()
 	d.step("reopen", true, func(*model) error { return nil }, func() error {

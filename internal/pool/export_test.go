@@ -20,7 +20,7 @@ func (p *Pool) CheckOwners() error {
 					of[e.Addr]++
 				}
 			}
-		})
+		}, func(uint64, uint64) {})
 	}
 	owned, reached := map[seglog.Addr]int{}, map[seglog.Addr]int{}
 	for _, r := range p.reclaimer.newer.roots {

@@ -115,6 +115,7 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 			"set quota":  func(t *rapid.T) { d.setQuota(rapid.SampledFrom([]int64{0, 1 << 30, 1 << 40}).Draw(t, "quota")) },
 			"checkpoint": func(t *rapid.T) { d.checkpoint() },
 			"reclaim":    func(t *rapid.T) { d.reclaim() },
+			"repair":     func(t *rapid.T) { d.repair() },
 			"relayout": func(t *rapid.T) {
 				v := volume.Draw(t, "volume")
 				if rapid.Bool().Draw(t, "scattered") {

@@ -22,13 +22,15 @@ type frozenState struct {
 	position seglog.Position
 	roots    []ownedRoot
 	live     int64 // the live counter at that position
+	lost     bool  // the last mark found that something is lost
 }
 
 // ownedRoot is a state's map and what of it is the state's own.
 type ownedRoot struct {
-	state uint64
-	root  blockmap.Root
-	own   blockmap.Own
+	state  uint64
+	parent uint64 // 0: none
+	root   blockmap.Root
+	own    blockmap.Own
 	// A hidden state's blocks are there for the nearest visible states below it alone, which have these maps.
 	hidden  bool
 	visible []blockmap.Root
@@ -44,7 +46,7 @@ func freezeState(at seglog.Position, cat *catalogue.View, heads map[uint64]block
 		return s.Root.Settled()
 	}
 	for _, s := range cat.States() {
-		r := ownedRoot{state: s.ID, root: rootOf(s), own: cat.Own(s), hidden: s.Kind == catalogue.Hidden}
+		r := ownedRoot{state: s.ID, parent: s.Parent, root: rootOf(s), own: cat.Own(s), hidden: s.Kind == catalogue.Hidden}
 		if r.hidden {
 			for _, k := range cat.VisibleBelow(s.ID) {
 				r.visible = append(r.visible, rootOf(k))
@@ -326,31 +328,21 @@ func (r *reclaimer) gaveBack(c seglog.Compacted) {
 func (p *Pool) markSizes(ctx context.Context, basis *frozenState) (map[uint64]int64, error) {
 	live := map[uint64]int64{}
 	maps := int64(0)
-	for _, r := range basis.roots {
-		err := p.markState(ctx, r, func(n blockmap.Ptr) {
-			live[n.Addr.Segment()] += int64(n.Length)
-			maps += int64(n.Length)
-		}, func(entries []blockmap.Entry) {
-			for _, e := range entries {
-				if e.Stored() {
-					live[e.Addr.Segment()] += block.Size
-				}
+	err := p.markStates(ctx, basis, func(n blockmap.Ptr) {
+		live[n.Addr.Segment()] += int64(n.Length)
+		maps += int64(n.Length)
+	}, func(entries []blockmap.Entry) {
+		for _, e := range entries {
+			if e.Stored() {
+				live[e.Addr.Segment()] += block.Size
 			}
-		})
-		if err != nil {
-			return nil, fmt.Errorf("mark: %w", err)
 		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	p.reclaimer.maps.Store(maps)
 	return live, nil
-}
-
-// markState visits what a state of the basis refers to and its parent does not.
-func (p *Pool) markState(ctx context.Context, r ownedRoot, node func(blockmap.Ptr), entries func([]blockmap.Entry)) error {
-	if r.hidden {
-		return p.store.MarkHeld(ctx, r.root, r.own, r.visible, node, entries)
-	}
-	return p.store.Mark(ctx, r.root, r.own, node, entries)
 }
 
 // markPinnedSizes adds what pinned states refer to and the basis does not.
@@ -381,7 +373,7 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []owne
 		}
 	}
 	for _, r := range pinned {
-		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], r.own, node, entries); err != nil {
+		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], basis.ownOf(r), node, entries); err != nil {
 			return fmt.Errorf("mark what is being read: %w", err)
 		}
 	}
@@ -490,10 +482,8 @@ func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []owne
 			}
 		}
 	}
-	for _, r := range basis.roots {
-		if err := p.markState(ctx, r, node, entries); err != nil {
-			return nil, fmt.Errorf("mark: %w", err)
-		}
+	if err := p.markStates(ctx, basis, node, entries); err != nil {
+		return nil, err
 	}
 	return sets, p.markPinned(ctx, basis, pinned, node, entries)
 }

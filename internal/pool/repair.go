@@ -151,7 +151,7 @@ func (p *Pool) repair(ctx context.Context, rep *RepairReport, progress func(floa
 	}
 	given, err := p.reclaim(ctx, cleanAll)
 	switch {
-	case err != nil && (isDamage(err) || isLoss(err)):
+	case isDamage(err) && p.log.Failure() == nil: // of what is stored, not of writing
 		rep.left("space was not given back: %v", err)
 	case err != nil:
 		return fmt.Errorf("repair: %w", err)
@@ -284,7 +284,7 @@ func (p *Pool) mend(s *catalogue.State, found []*blockmap.NodeError) (blockmap.R
 	}
 	pins := p.store.NewPins()
 	for _, e := range found {
-		if shows, err := p.store.Shows(tree.View(), e); err != nil || !shows {
+		if shows, _, err := p.store.Shows(tree.View(), e); err != nil || !shows {
 			if err != nil {
 				return blockmap.Root{}, err
 			}

@@ -224,6 +224,18 @@ var hurts = []hurt{
 		ranges: "c:512+11 v:512+11 v@s1:512+11 v@s2:512+11 v@s3:512+11", after: "same",
 	},
 	{
+		name: "leaf of the oldest snapshot alone",
+		do: func(_ *driver, t *testing.T, fs *crashfs.FS) {
+			for _, n := range nodes(t, fs) {
+				if n.level == 0 && n.first == 0 && !n.delta { // w's, which is as old, comes later
+					flip(n)(t, fs)
+					return
+				}
+			}
+		},
+		ranges: "v@s1:0+256", after: "same", // what later states share with it must not go
+	},
+	{
 		name: "leaves that replay needs",
 		do: func(_ *driver, t *testing.T, fs *crashfs.FS) {
 			for _, n := range nodes(t, fs) {

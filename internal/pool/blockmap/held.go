@@ -4,8 +4,8 @@ import "context"
 
 // MarkHeld is Mark for a root that is there for the sake of others alone: of its
 // entries it visits those that one of others has as well. All roots must lie in the log.
-func (s *Store) MarkHeld(ctx context.Context, r Root, own Own, others []Root, node func(Ptr), entries func([]Entry)) error {
-	h := held{store: s, own: own, node: node, entries: entries}
+func (s *Store) MarkHeld(ctx context.Context, r Root, own Own, others []Root, node func(Ptr), entries func([]Entry), lost func(lo, hi uint64)) error {
+	h := held{store: s, own: own, node: node, entries: entries, lost: lost}
 	cs := make([]*child, len(others))
 	for i := range others {
 		cs[i] = &others[i].c
@@ -18,9 +18,14 @@ type held struct {
 	own     Own
 	node    func(Ptr)
 	entries func([]Entry)
+	lost    func(lo, hi uint64)
 }
 
 func (h *held) walk(ctx context.Context, c *child, others []*child, level int, first uint64) error {
+	if c.lost {
+		h.lost(first, first+span(level))
+		return nil
+	}
 	if !h.own.walked(c) {
 		return nil
 	}
@@ -53,6 +58,7 @@ func (h *held) walk(ctx context.Context, c *child, others []*child, level int, f
 		nodes = append(nodes, other)
 	}
 	if level == 0 {
+		n.tellLost(h.lost)
 		h.leaf(n, nodes)
 		return nil
 	}

@@ -141,24 +141,27 @@ func (t *Tree) lostBefore(level int, first, epoch, limit uint64) child {
 }
 
 // Shows tells whether a root leads to the same unreadable node, or lost child, as another one does where e was found.
-// It is false where a node above cannot be read either.
-func (s *Store) Shows(r Root, e *NodeError) (bool, error) {
+// It is not known where a node above cannot be read either, or is lost: what descends from that state may show it.
+func (s *Store) Shows(r Root, e *NodeError) (shows, known bool, err error) {
 	pins := s.NewPins()
 	c := r.c
 	for level := rootLevel; level > e.Level; level-- {
-		if c.lost || c.tomb || c.empty() {
-			return false, nil
+		if c.lost {
+			return false, false, nil
+		}
+		if c.tomb || c.empty() {
+			return false, true, nil
 		}
 		n, err := pins.resident(&c, level, e.First&^(span(level)-1))
 		if errors.Is(err, ErrDamaged) {
-			return false, nil
+			return false, false, nil
 		} else if err != nil {
-			return false, err
+			return false, false, err
 		}
 		c = n.child(slotOf(e.First, level))
 	}
-	if e.Ptr.Addr == 0 {
-		return c.lost, nil
+	if e.Ptr.Addr == 0 || c.lost {
+		return e.Ptr.Addr == 0 && c.lost, !c.lost || e.Ptr.Addr == 0, nil
 	}
-	return c.place() == e.Ptr, nil
+	return c.place() == e.Ptr, true, nil
 }

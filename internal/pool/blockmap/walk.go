@@ -131,7 +131,7 @@ func (c *child) place() Ptr {
 
 func heldBy(nodes []*node, i int, e Entry) bool {
 	for _, n := range nodes {
-		if n.entry(i).Addr == e.Addr {
+		if o := n.entry(i); o.Addr == e.Addr || o.Lost() { // where it is lost there, one below may have it all the same
 			return true
 		}
 	}
@@ -154,19 +154,28 @@ func (o Own) walked(c *child) bool {
 // what is lost in the nodes that it reads. Damaged nodes, and what is recorded as lost, are given to
 // damaged; any other error ends the check. node is told the places of the root's own nodes.
 func (s *Store) Check(r Root, own Own, node func(Ptr), visit func(lba uint64, entries []Entry) error, damaged func(*NodeError)) error {
-	k := check{store: s, own: own, node: node, visit: visit, damaged: damaged}
+	return s.CheckRange(r, own, 0, MaxBlocks, node, visit, damaged)
+}
+
+// CheckRange is Check for the nodes that have any of the blocks from lo up to hi.
+func (s *Store) CheckRange(r Root, own Own, lo, hi uint64, node func(Ptr), visit func(lba uint64, entries []Entry) error, damaged func(*NodeError)) error {
+	k := check{store: s, own: own, lo: lo, hi: hi, node: node, visit: visit, damaged: damaged}
 	return k.walk(&r.c, rootLevel, 0)
 }
 
 type check struct {
 	store   *Store
 	own     Own
+	lo, hi  uint64
 	visit   func(uint64, []Entry) error
 	damaged func(*NodeError)
 	node    func(Ptr)
 }
 
 func (k *check) walk(c *child, level int, first uint64) error {
+	if first >= k.hi || first+span(level) <= k.lo {
+		return nil
+	}
 	if c.lost {
 		k.damaged(&NodeError{Level: level, First: first, Err: ErrLost})
 		return nil
@@ -217,44 +226,78 @@ func (k *check) walk(c *child, level int, first uint64) error {
 }
 
 // Mark visits what is a root's own: the places of its nodes, and of the pieces that they differ
-// from, and its entries. The root must lie in the log.
+// from, and its entries. The root must lie in the log. lost is told the ranges of blocks that are lost in the nodes that it
+// reads, whoever's they are: what the state had of its own there nobody knows.
 // It reads past the cache, and adds nothing to it.
-func (s *Store) Mark(ctx context.Context, r Root, own Own, node func(Ptr), entries func([]Entry)) error {
-	return s.mark(ctx, &r.c, rootLevel, 0, own, node, entries)
+func (s *Store) Mark(ctx context.Context, r Root, own Own, node func(Ptr), entries func([]Entry), lost func(lo, hi uint64)) error {
+	return s.MarkRange(ctx, r, own, 0, MaxBlocks, node, entries, lost)
 }
 
-func (s *Store) mark(ctx context.Context, c *child, level int, first uint64, own Own, node func(Ptr), entries func([]Entry)) error {
-	if !own.walked(c) {
+// MarkRange is Mark for the nodes that have any of the blocks from lo up to hi.
+func (s *Store) MarkRange(ctx context.Context, r Root, own Own, lo, hi uint64, node func(Ptr), entries func([]Entry), lost func(lo, hi uint64)) error {
+	m := mark{store: s, own: own, lo: lo, hi: hi, node: node, entries: entries, lost: lost}
+	return m.walk(ctx, &r.c, rootLevel, 0)
+}
+
+type mark struct {
+	store   *Store
+	own     Own
+	lo, hi  uint64
+	node    func(Ptr)
+	entries func([]Entry)
+	lost    func(lo, hi uint64)
+}
+
+func (m *mark) walk(ctx context.Context, c *child, level int, first uint64) error {
+	if first >= m.hi || first+span(level) <= m.lo {
+		return nil
+	}
+	if c.lost {
+		m.lost(first, first+span(level))
+		return nil
+	}
+	if !m.own.walked(c) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	n := s.cached(c.ptr)
+	n := m.store.cached(c.ptr)
 	if n == nil {
 		var err error
-		if n, err = s.load(c.ptr, level, first); err != nil {
+		if n, err = m.store.load(c.ptr, level, first); err != nil {
 			return err
 		}
 	}
-	if c.newest() > own.Nodes {
-		node(c.ptr)
+	if c.newest() > m.own.Nodes {
+		m.node(c.ptr)
 		if base := n.written.Load().base; base.Addr != 0 {
-			node(base)
+			m.node(base)
 		}
 	}
 	if level == 0 {
-		return n.runs(first, own.Data, func(_ uint64, e []Entry) error {
-			entries(e)
+		n.tellLost(m.lost)
+		return n.runs(first, m.own.Data, func(_ uint64, e []Entry) error {
+			m.entries(e)
 			return nil
 		})
 	}
 	r := 0
 	for i := n.slots.next(0); i >= 0; i = n.slots.next(i + 1) {
-		if err := s.mark(ctx, &n.children[r], level-1, first+uint64(i)*span(level-1), own, node, entries); err != nil {
+		if err := m.walk(ctx, &n.children[r], level-1, first+uint64(i)*span(level-1)); err != nil {
 			return err
 		}
 		r++
 	}
 	return nil
+}
+
+// tellLost tells the blocks of a leaf that are lost.
+func (n *node) tellLost(lost func(lo, hi uint64)) {
+	for i, e := range n.entries {
+		if e.Lost() {
+			lba := n.first + uint64(n.slots.nth(i))
+			lost(lba, lba+1)
+		}
+	}
 }

@@ -354,6 +354,7 @@ func (r *reader) bytes(seg uint64, off int64, n int) ([]byte, error) {
 	if size := max(n, windowBytes); cap(r.buf) < size {
 		r.buf = make([]byte, size)
 	}
+	r.window = nil // it lies in buf
 	got, err := s.file.ReadAt(r.buf[:max(n, windowBytes)], off)
 	if got < n && err != nil && !errors.Is(err, io.EOF) { // what else the window reached may be unreadable
 		return nil, fmt.Errorf("read segment %016x at %d: %w", seg, off, err)

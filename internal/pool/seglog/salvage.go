@@ -49,9 +49,14 @@ func (s *Salvage) unreadable(seg uint64, off int64, err error) {
 	s.headers[MakeAddr(seg, off)] = err
 }
 
-// headerAt tells whether the header that should follow could not be read: it may have been flushed.
+// headerAt tells whether the header that should follow, or that of a later segment, could not be read: it may have been flushed.
 func (s *Salvage) headerAt(at Position) bool {
-	return at.Offset < MaxSegmentBytes && s.headers[MakeAddr(at.Segment, at.Offset)] != nil
+	for a := range s.headers {
+		if a.Segment() == at.Segment && a.Offset() == at.Offset || a.Segment() > at.Segment && a.Offset() == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // cutAt ends the log where r stands, and looks at what lies behind.
