@@ -306,16 +306,19 @@ func TestEveryCrashPoint(t *testing.T) {
 	t.Logf("%d actions: %v", len(actions), all)
 }
 
-// TestEveryCrashPointOfPairs performs each action after each other one, with writes
-// before, between and after, and crashes in the second.
+// TestEveryCrashPointOfPairs performs each action after each other one (or, by default, after every third),
+// with writes before, between and after, and crashes in the second.
 func TestEveryCrashPointOfPairs(t *testing.T) {
 	counts := make(chan crashCounts, len(actions))
 	t.Run("after", func(t *testing.T) {
-		for _, first := range actions {
+		for i, first := range actions {
 			t.Run(first.name, func(t *testing.T) {
 				t.Parallel()
 				var sum crashCounts
-				for _, second := range actions {
+				for j, second := range actions {
+					if !*crashFull && (i+j)%3 != 0 {
+						continue
+					}
 					c := newCrasher(t, crashSetup(t))
 					c.recovery, c.thorough, c.seeds = *crashFull, *crashFull, 1
 					c.watchSequence(first, second)
@@ -329,7 +332,7 @@ func TestEveryCrashPointOfPairs(t *testing.T) {
 	for len(counts) > 0 {
 		all.add(<-counts)
 	}
-	t.Logf("%d pairs: %v", len(actions)*len(actions), all)
+	t.Logf("pairs: %v", all)
 }
 
 // watchSequence performs actions with writes between them and crashes in the last.
