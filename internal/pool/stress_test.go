@@ -97,7 +97,7 @@ func read(dev block.Device, rnd *rand.Rand, least func(lba int64) uint32, most f
 }
 
 // TestStress: writers, readers, snapshots read while the volume goes on, deletions, clones,
-// rollbacks, flushes, checks, relayouts, reclaim, and checkpoints in the background, with a map cache that holds next to nothing.
+// rollbacks, bookmarks and what changed since them, flushes, checks, relayouts, reclaim, and checkpoints in the background, with a map cache that holds next to nothing.
 func TestStress(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const writes = 2500
@@ -162,6 +162,7 @@ func TestStress(t *testing.T) {
 	s.until(func(*rand.Rand, int) error { return dev.Flush(ctx) })
 	s.until(s.snapshots)
 	s.until(s.rollbacks)
+	s.until(s.changes)
 	s.until(func(*rand.Rand, int) error {
 		done, err := p.Relayout(ctx, "a", pool.RelayoutOptions{})
 		moved += done.Moved
@@ -264,6 +265,88 @@ func (s *stress) snapshots(rnd *rand.Rand, n int) error {
 		return s.p.DeleteVolume(ctx, clone)
 	}
 	return nil
+}
+
+// changes bookmarks volume "a" and sees that the volume, as it goes on, and a diff tell what has been written since: each
+// block that was acknowledged before it was asked, and none that nobody has begun to write.
+func (s *stress) changes(_ *rand.Rand, n int) error {
+	ref := pool.SnapshotRef{Volume: "a", Name: fmt.Sprintf("c%d", n)}
+	mark := pool.BookmarkRef{Volume: "a", Name: fmt.Sprintf("k%d", n)}
+	if _, _, err := s.p.CreateSnapshot(ctx, []string{"a"}, pool.SnapshotSpec{Name: ref.Name}); err != nil {
+		return err
+	}
+	then, err := s.p.OpenSnapshot(ref)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, stressBlocks*block.Size)
+	if err := errors.Join(then.ReadAt(ctx, b, 0), then.Close()); err != nil {
+		return err
+	}
+	if _, err := s.p.CreateBookmark(ctx, ref, mark.Name); err != nil {
+		return err
+	}
+	if err := s.p.DeleteSnapshots(ctx, []pool.SnapshotRef{ref}); err != nil {
+		return err
+	}
+	dev, err := s.p.OpenVolume("a")
+	if err != nil {
+		return err
+	}
+	since, err := dev.ChangesSince(mark.Name)
+	if err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	ask := map[string]func(changed *[stressBlocks]bool) error{
+		"changes": func(changed *[stressBlocks]bool) error {
+			at := 0
+			runs, err := since.Runs(ctx, 0, stressBlocks*block.Size, stressBlocks)
+			for _, r := range runs {
+				for end := at + int(r.Length/block.Size); at < end; at++ {
+					changed[at] = r.Changed
+				}
+			}
+			return err
+		},
+		"diff": func(changed *[stressBlocks]bool) error {
+			diff, err := s.p.OpenDiff(pool.PointRef{Volume: "a", Name: mark.Name, Bookmark: true}, pool.PointRef{Volume: "a"})
+			if err != nil {
+				return err
+			}
+			defer diff.Close()
+			return diff.Each(ctx, func(off, length int64) error {
+				for lba := off / block.Size; lba < (off+length)/block.Size; lba++ {
+					changed[lba] = true
+				}
+				return nil
+			})
+		},
+	}
+	for range 3 {
+		for what, ask := range ask {
+			var low, high [stressBlocks]uint32
+			for lba := range low {
+				low[lba] = s.acked[lba].Load()
+			}
+			var changed [stressBlocks]bool
+			if err := ask(&changed); err != nil {
+				return errors.Join(fmt.Errorf("%s: %w", what, err), dev.Close())
+			}
+			for lba := range high {
+				high[lba] = s.written[lba].Load()
+			}
+			for lba, is := range changed {
+				was := binary.LittleEndian.Uint32(b[lba*block.Size+8:])
+				if is && high[lba] == was || !is && low[lba] > was {
+					return errors.Join(fmt.Errorf("%s: block %d of version %d, then %d to %d: changed %t", what, lba, was, low[lba], high[lba], is), dev.Close())
+				}
+			}
+		}
+	}
+	if err := dev.Close(); err != nil {
+		return err
+	}
+	return s.p.DeleteBookmark(ctx, mark)
 }
 
 // rollbacks writes to volume "b" and takes it back.

@@ -163,11 +163,21 @@ func (c *Catalogue) listed(names map[string]uint64) []*State {
 
 // NewestPoints lists snapshots and bookmarks of a volume of epochs before that one, at most limit, the newest first.
 func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
-	points := slices.DeleteFunc(append(c.Snapshots(v), c.Bookmarks(v)...), func(s *State) bool { return s.Epoch >= before })
-	slices.SortFunc(points, func(a, b *State) int {
+	newerFirst := func(a, b *State) int {
 		return cmp.Or(cmp.Compare(b.Epoch, a.Epoch), cmp.Compare(b.ID, a.ID))
-	})
-	return points[:min(len(points), limit)]
+	}
+	var points []*State
+	for _, names := range []map[string]uint64{c.named[v.Number], c.marks[v.Number]} {
+		for _, id := range names { // of which there may be thousands more than limit
+			s := c.states[id]
+			at, _ := slices.BinarySearchFunc(points, s, newerFirst)
+			if s.Epoch < before && at < limit {
+				points = slices.Insert(points, at, s)
+				points = points[:min(len(points), limit)]
+			}
+		}
+	}
+	return points
 }
 
 // SnapshotCount counts the visible snapshots of a volume.
