@@ -23,7 +23,7 @@ demo: build ## import, serve, snapshot, roll back, clone, export; every step che
 
 .PHONY: test
 test: packages fmt vet lint ## every check, the tests last
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -timeout 35m ./...
 
 .PHONY: packages
 packages: ## the programs that tests use as clients
