@@ -31,8 +31,8 @@ var (
 	ErrReadOnly = errors.New("read-only")
 	// ErrNoSpace: the store below has no room for the write, which may have been made in part.
 	ErrNoSpace = errors.New("no space left")
-	// ErrDamaged: stored content failed its checksum; it is never returned.
-	ErrDamaged = errors.New("checksum mismatch")
+	// ErrDamaged: stored content failed its checksum, or is gone; it is never returned.
+	ErrDamaged = errors.New("damaged")
 	// ErrClosed: the device was closed or its user was disconnected.
 	ErrClosed = errors.New("closed")
 )

@@ -37,7 +37,7 @@ func (c poolCheck) Run(t *terminal) error {
 		if r.Check == nil {
 			return nil
 		}
-		return t.showCheck(r.Check)
+		return t.showCheck(r.Check, c.Repair)
 	})
 }
 
@@ -53,46 +53,66 @@ func (c poolCheck) offline(t *terminal) error {
 		found, err = daemon.CheckOffline(t.ctx, config, nil)
 	}
 	if found != nil {
-		if shown := t.showCheck(found); err == nil {
+		if shown := t.showCheck(found, c.Repair); err == nil {
 			err = shown
 		}
 	}
 	return err
 }
 
-func (t *terminal) showCheck(c *contract.Check) error {
-	return t.print(c, func(w *table) {
+func (t *terminal) showCheck(c *contract.Check, repair bool) error {
+	return t.print(c, func(w *table) { drawCheck(w, c, repair) })
+}
+
+// drawCheck shows what a check found, or a repair found and did.
+func drawCheck(w *table, c *contract.Check, repair bool) {
+	refused, cut := "cannot be opened", "would be given up"
+	if len(c.Repairs) > 0 {
+		refused, cut = "could not be opened", "given up"
+	}
+	if c.Refused == "" || c.Blocks+c.MapNodes > 0 { // else nothing was looked at
 		w.row("blocks verified", c.Blocks)
 		w.row("map nodes verified", c.MapNodes)
 		w.row("read", humanSize(c.Bytes))
-		w.row("live", humanSize(c.LiveBytes), "of", humanSize(c.LogBytes), "in the log")
-		w.row("could be given back", humanSize(c.GarbageBytes))
-		w.field("cannot be opened", c.Refused)
+		w.row("live", humanSize(c.LiveBytes)+" of "+humanSize(c.LogBytes)+" in the log")
+		w.row("reclaimable", humanSize(c.GarbageBytes))
 		w.row("damaged places", len(c.Damage))
+	}
+	w.field(refused, c.Refused)
+	if c.Cut != nil {
+		w.row(cut, fmt.Sprintf("batches %d to %d, of which %d cannot be read and may be of any volume", c.Cut.FirstSeq, c.Cut.LastSeq, c.Cut.Unreadable))
+		for _, l := range c.Cut.Writes {
+			w.row(cut+": "+l.Volume, fmt.Sprintf("%s written in batches %d to %d", humanSize(l.Bytes), l.FirstSeq, l.LastSeq))
+		}
+		for _, o := range c.Cut.Operations {
+			w.row(cut, o)
+		}
+	}
+	for _, r := range c.Repairs {
+		w.row("repaired", r)
+	}
+	for _, l := range c.Left {
+		w.row("not repaired", l)
+	}
+	if repair && c.Refused == "" && len(c.Damage)+len(c.Repairs)+len(c.Left) == 0 {
+		w.row("repaired", "nothing: there was no need to")
+	}
+	if len(c.Damage) > 0 {
+		w.row()
+		w.row("DAMAGED", "OFFSET", "LENGTH", "WHY")
 		for _, d := range c.Damage {
 			if d.Offset != nil {
-				w.row(d.Object, d.Message, "at", *d.Offset, "length", d.Length)
+				w.row(d.Object, *d.Offset, d.Length, d.Message)
 			} else {
-				w.row(d.Object, d.Message)
+				w.row(d.Object, "-", "-", d.Message)
 			}
 		}
+	}
+	if len(c.Leaks) > 0 {
+		w.row()
+		w.row("LEAK", "SIZE", "WHY")
 		for _, l := range c.Leaks {
-			w.row("leak: "+l.Object, l.Message, humanSize(l.Bytes))
+			w.row(l.Object, humanSize(l.Bytes), l.Message)
 		}
-		if cut := c.Cut; cut != nil {
-			w.row("given up", fmt.Sprintf("batches %d to %d, of which %d cannot be read and may be of any volume", cut.FirstSeq, cut.LastSeq, cut.Unreadable))
-			for _, l := range cut.Writes {
-				w.row("given up: "+l.Volume, fmt.Sprintf("%s written in batches %d to %d", humanSize(l.Bytes), l.FirstSeq, l.LastSeq))
-			}
-			for _, o := range cut.Operations {
-				w.row("given up", o)
-			}
-		}
-		for _, r := range c.Repairs {
-			w.row("repaired", r)
-		}
-		for _, l := range c.Left {
-			w.row("not repaired", l)
-		}
-	})
+	}
 }

@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "terminate": terminate, "exits": exits, "field": field,
 			"write": write, "holds": holds, "hold": hold, "release": release,
-			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused,
+			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
 		},
 	})
 }
@@ -308,6 +308,15 @@ func jobOf(ts *testscript.TestScript) string { return strings.TrimSpace(ts.ReadF
 // wait-job waits for that job and prints it as JSON.
 func waitJob(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("varve", "job", "wait", jobOf(ts), "-o", "json"))
+}
+
+// job-ends STATUS waits for that job, prints it as a table, and wants that exit status.
+func jobEnds(ts *testscript.TestScript, neg bool, args []string) {
+	if args[0] == "0" {
+		ts.Check(ts.Exec("varve", "job", "wait", jobOf(ts)))
+		return
+	}
+	exits(ts, neg, []string{args[0], "varve", "job", "wait", jobOf(ts)})
 }
 
 // job-refused VERB wants the job to refuse.

@@ -57,7 +57,30 @@ func (t *terminal) showJob(j contract.Job) error {
 		w.field("started", localTime(j.StartedAt))
 		w.field("finished", localTime(j.FinishedAt))
 		w.field("reason", j.Reason)
+		if j.Error != nil {
+			w.field("hint", j.Error.Hint)
+		}
+		if j.Result != nil {
+			w.row()
+			drawResult(w, j.Kind, j.Result)
+		}
 	})
+}
+
+// drawResult shows what came of a job, as the command that began it would have.
+func drawResult(w *table, kind string, r *contract.Result) {
+	switch {
+	case r.Volume != nil:
+		drawVolume(w, *r.Volume)
+	case r.Export != nil:
+		drawExport(w, r.Export)
+	case r.Relayout != nil:
+		drawRelayout(w, r.Relayout)
+	case r.Reclaim != nil:
+		drawReclaim(w, r.Reclaim)
+	case r.Check != nil:
+		drawCheck(w, r.Check, kind == contract.JobRepair)
+	}
 }
 
 type jobWait struct {

@@ -141,14 +141,16 @@ func (poolReclaim) Run(t *terminal) error {
 		return err
 	}
 	return t.finish(job, func(r *contract.Result) error {
-		return t.print(r.Reclaim, func(w *table) {
-			w.row("given back", humanSize(r.Reclaim.FreedBytes))
-			w.row("copied for that", humanSize(r.Reclaim.CopiedBytes))
-			w.row("segments removed", r.Reclaim.Removed)
-			w.row("segments rewritten", r.Reclaim.Rewritten)
-			w.row("segments packed", r.Reclaim.Packed)
-			w.row("segments punched", r.Reclaim.Punched)
-			w.row("live", humanSize(r.Reclaim.LiveBytes))
-		})
+		return t.print(r.Reclaim, func(w *table) { drawReclaim(w, r.Reclaim) })
 	})
+}
+
+func drawReclaim(w *table, r *contract.Reclaim) {
+	w.row("given back", humanSize(r.FreedBytes))
+	w.row("copied for that", humanSize(r.CopiedBytes))
+	w.row("segments removed", r.Removed)
+	w.row("segments rewritten", r.Rewritten)
+	w.row("segments packed", r.Packed)
+	w.row("segments punched", r.Punched)
+	w.row("live", humanSize(r.LiveBytes))
 }

@@ -8,7 +8,7 @@ import (
 )
 
 type statusCommand struct {
-	Check bool `help:"Exit with 1 if a promise is broken: writes stopped, damage found."`
+	Check bool `help:"Exit with 1 if there is a PROBLEM: writes stopped, damage found (and not gone at a later check), the pool 95% full."`
 }
 
 // Run shows the status.
@@ -21,7 +21,7 @@ func (c statusCommand) Run(t *terminal) error {
 		return err
 	}
 	if c.Check && len(s.Problems) > 0 {
-		return contract.Errorf(contract.CodeFailed, "%s", strings.Join(s.Problems, "; ")).WithHint("see varve pool check and the daemon's log")
+		return contract.Errorf(contract.CodeFailed, "%s", strings.Join(s.Problems, "; ")).WithHint("varve event list tells when; varve pool check what is damaged; varve pool show what takes space")
 	}
 	return nil
 }

@@ -89,28 +89,33 @@ func (c volumeShow) Run(t *terminal) error {
 }
 
 func (t *terminal) showVolume(v contract.Volume) error {
-	return t.print(v, func(w *table) {
-		w.row("name", v.Name)
-		w.row("id", v.ID)
-		w.row("size", humanSize(v.Size))
-		w.row("mapped", humanSize(v.MappedBytes))
-		w.row("exclusive", humanSize(v.ExclusiveBytes))
-		if v.TotalBytes != nil {
-			w.row("with snapshots", humanSize(*v.TotalBytes))
-		}
-		w.row("shared", humanSize(v.SharedBytes))
-		w.row("layout", v.Layout)
-		w.field("labels", joined(v.Labels))
-		w.row("snapshots", v.Snapshots)
-		w.field("parent", v.Parent)
-		w.field("origin", v.Origin)
-		w.row("created", localTime(&v.CreatedAt))
-		w.field("writers waited", milliseconds(v.PauseMS))
-		w.field("durable after", milliseconds(v.DurableMS))
-		for _, c := range v.Clients {
-			w.row("client", c.Address+" since "+localTime(&c.ConnectedAt)+yes(c.Written, ", has written"))
-		}
-	})
+	return t.print(v, func(w *table) { drawVolume(w, v) })
+}
+
+func drawVolume(w *table, v contract.Volume) {
+	w.row("name", v.Name)
+	w.row("id", v.ID)
+	w.row("size", humanSize(v.Size))
+	w.row("mapped", humanSize(v.MappedBytes))
+	w.row("exclusive", humanSize(v.ExclusiveBytes))
+	if v.TotalBytes != nil {
+		w.row("with snapshots", humanSize(*v.TotalBytes))
+	}
+	w.row("shared", humanSize(v.SharedBytes))
+	w.row("layout", v.Layout)
+	w.field("labels", joined(v.Labels))
+	w.row("snapshots", v.Snapshots)
+	if v.Bookmarks > 0 {
+		w.row("bookmarks", v.Bookmarks)
+	}
+	w.field("parent", v.Parent)
+	w.field("origin", v.Origin)
+	w.row("created", localTime(&v.CreatedAt))
+	w.field("writers waited", milliseconds(v.PauseMS))
+	w.field("durable after", milliseconds(v.DurableMS))
+	for _, c := range v.Clients {
+		w.row("client", c.Address+" since "+localTime(&c.ConnectedAt)+yes(c.Written, ", has written"))
+	}
 }
 
 type volumeRename struct {
@@ -182,15 +187,16 @@ func (c volumeExport) Run(t *terminal) error {
 		return err
 	}
 	return t.finish(job, func(r *contract.Result) error {
-		e := r.Export
-		return t.print(e, func(w *table) {
-			w.row("source", e.Source)
-			w.row("file", e.File)
-			w.row("format", e.Format)
-			w.row("size", humanSize(e.Size))
-			w.row("data", humanSize(e.DataBytes))
-		})
+		return t.print(r.Export, func(w *table) { drawExport(w, r.Export) })
 	})
+}
+
+func drawExport(w *table, e *contract.Export) {
+	w.row("source", e.Source)
+	w.row("file", e.File)
+	w.row("format", e.Format)
+	w.row("size", humanSize(e.Size))
+	w.row("data", humanSize(e.DataBytes))
 }
 
 type volumeRelayout struct {
@@ -204,13 +210,15 @@ func (c volumeRelayout) Run(t *terminal) error {
 		return err
 	}
 	return t.finish(job, func(r *contract.Result) error {
-		return t.print(r.Relayout, func(w *table) {
-			w.row("volume", r.Relayout.Volume)
-			w.row("moved", humanSize(r.Relayout.MovedBytes))
-			w.row("in order before", humanSize(r.Relayout.OrderedBytes))
-			w.row("shared, left alone", humanSize(r.Relayout.SharedBytes))
-			w.row("written meanwhile", humanSize(r.Relayout.ChangedBytes))
-			w.row("damaged, left alone", humanSize(r.Relayout.DamagedBytes))
-		})
+		return t.print(r.Relayout, func(w *table) { drawRelayout(w, r.Relayout) })
 	})
+}
+
+func drawRelayout(w *table, r *contract.Relayout) {
+	w.row("volume", r.Volume)
+	w.row("moved", humanSize(r.MovedBytes))
+	w.row("in order before", humanSize(r.OrderedBytes))
+	w.row("shared, left alone", humanSize(r.SharedBytes))
+	w.row("written meanwhile", humanSize(r.ChangedBytes))
+	w.row("damaged, left alone", humanSize(r.DamagedBytes))
 }

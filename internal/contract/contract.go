@@ -350,7 +350,7 @@ type Status struct {
 	Pool      Pool     `json:"pool"`
 	Clients   []Client `json:"clients"`
 	Jobs      []Job    `json:"jobs" doc:"those that are not finished"`
-	Problems  []string `json:"problems" doc:"broken promises: writes stopped, damage found"`
+	Problems  []string `json:"problems" doc:"broken promises: writes stopped, damage found, hardly any room left"`
 	Warnings  []string `json:"warnings" doc:"what deserves a look"`
 	Events    []Event  `json:"events" doc:"the latest, newest last"`
 }

@@ -22,7 +22,7 @@ func CheckOffline(ctx context.Context, c Config, progress func(float64)) (*contr
 	if err != nil {
 		return nil, err
 	}
-	return checked(report)
+	return checked(report, false)
 }
 
 // RepairOffline mends the pool of a data directory that no daemon works on. With force it may give up flushed writes
@@ -31,16 +31,17 @@ func RepairOffline(ctx context.Context, c Config, force bool, progress func(floa
 	report, err := pool.RepairOffline(ctx, offline(c), force, progress)
 	switch {
 	case errors.Is(err, pool.ErrWouldLose):
-		check, _ := checked(report)
+		check, _ := checked(report, false)
 		return check, contract.Errorf(contract.CodeDamaged, "%s", err).
 			WithHint("copy the data directory away first; then --repair --force goes back to before the first batch that cannot be read, and loses what is listed")
 	case err != nil:
 		return nil, err
 	}
-	return checked(report)
+	return checked(report, true)
 }
 
-func checked(report pool.RepairReport) (*contract.Check, error) {
+// checked is a report as the API gives it. repaired: it is that of a repair which came to its end.
+func checked(report pool.RepairReport, repaired bool) (*contract.Check, error) {
 	r := &report.After
 	c := &contract.Check{
 		Blocks: r.Blocks, MapNodes: r.MapNodes, Bytes: r.Bytes, Damage: []contract.Damage{}, Leaks: []contract.Leak{},
@@ -70,7 +71,7 @@ func checked(report pool.RepairReport) (*contract.Check, error) {
 	}
 	if n := len(c.Damage); n > 0 {
 		hint := "what is listed cannot be read; everything else can: copy it elsewhere, or see varve pool check --repair"
-		if report.Done != nil || report.Left != nil {
+		if repaired {
 			hint = "what is listed cannot be read until it is written anew, and nothing more can be made of it"
 		}
 		return c, contract.Errorf(contract.CodeDamaged, "check pool: %s found", count(n, "damaged place")).WithHint("%s", hint)

@@ -117,11 +117,13 @@ func (d *Daemon) Events() []contract.Event { return d.journal.latest(maxEvents) 
 // job fails with code damaged, and its result says where, if anything is.
 func (d *Daemon) StartCheck() (contract.Job, error) {
 	return d.jobs.start(contract.JobCheck, "pool", false, func(ctx context.Context, j *job) (*contract.Result, error) {
+		began := d.now()
 		report, err := d.pool.Check(ctx, j.progress)
 		if err != nil {
 			return nil, err
 		}
-		check, err := checked(pool.RepairReport{After: report})
+		check, err := checked(pool.RepairReport{After: report}, false)
+		d.journal.checked(began, d.now(), check)
 		return &contract.Result{Check: check}, err
 	})
 }
@@ -129,11 +131,13 @@ func (d *Daemon) StartCheck() (contract.Job, error) {
 // StartRepair starts a job that mends what can be mended. Its result is that of a check afterwards.
 func (d *Daemon) StartRepair() (contract.Job, error) {
 	return d.jobs.start(contract.JobRepair, "pool", false, func(ctx context.Context, j *job) (*contract.Result, error) {
+		began := d.now() // what it meets while it mends is in its own report
 		report, err := d.pool.Repair(ctx, j.progress)
 		if err != nil {
 			return nil, err
 		}
-		check, err := checked(report)
+		check, err := checked(report, true)
+		d.journal.checked(began, d.now(), check)
 		return &contract.Result{Check: check}, err
 	})
 }
