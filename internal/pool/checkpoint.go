@@ -120,8 +120,8 @@ func (p *Pool) appendBlob(b []byte) (seglog.Entry, error) {
 		e.CRCs = append(e.CRCs, seglog.Checksum(b[i:i+block.Size]))
 	}
 	batch := []seglog.Entry{e}
-	defer p.stalls.appends.Since(time.Now())
-	_, err := p.log.Append(batch)
+	_, held, err := p.log.AppendHolding(batch)
+	p.stalls.appends.Record(held)
 	return batch[0], err
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"varve/internal/block"
 	"varve/internal/vfs"
@@ -24,18 +25,19 @@ type Log struct {
 
 	// mu guards the append state. It is held across the write of a batch, never
 	// across a sync.
-	mu       sync.Mutex
-	active   *segment // nil: the next batch begins a new segment
-	end      int64    // where the next batch goes in active, in bytes
-	length   int64    // of active's file; more than end if it was a spare
-	next     uint64   // number of the next segment
-	seq      uint64
-	prevCRC  uint32
-	unsynced []*segment // written since their last sync, oldest first, each acquired
-	rolling  bool       // active is full, whatever its length
-	newNames bool       // segments were created since the last sync of the directory
-	header   []byte     // scratch
-	bufs     [][]byte   // scratch
+	mu        sync.Mutex
+	active    *segment // nil: the next batch begins a new segment
+	end       int64    // where the next batch goes in active, in bytes
+	length    int64    // of active's file; more than end if it was a spare
+	next      uint64   // number of the next segment
+	seq       uint64
+	prevCRC   uint32
+	unsynced  []*segment // written since their last sync, oldest first, each acquired
+	rolling   bool       // active is full, whatever its length
+	writeback writeback
+	newNames  bool     // segments were created since the last sync of the directory
+	header    []byte   // scratch
+	bufs      [][]byte // scratch
 
 	syncMu   sync.Mutex // held across a sync, so that concurrent flushes share one
 	appended atomic.Uint64
@@ -70,6 +72,19 @@ func New(cfg Config) *Log {
 func (l *Log) Append(entries []Entry) (seq uint64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.append(entries)
+}
+
+// AppendHolding is Append; it tells for how long nobody else could append.
+func (l *Log) AppendHolding(entries []Entry) (seq uint64, held time.Duration, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	start := time.Now()
+	seq, err = l.append(entries)
+	return seq, time.Since(start), err
+}
+
+func (l *Log) append(entries []Entry) (seq uint64, err error) {
 	if err := l.Failure(); err != nil {
 		return 0, err
 	}
@@ -108,20 +123,14 @@ func (l *Log) Append(entries []Entry) (seq uint64, err error) {
 	if err != nil {
 		return 0, l.abandon(err)
 	}
-	if from, to := l.end/writebackBytes, (l.end+h.bytes())/writebackBytes; from != to {
-		l.active.file.StartWriteback(from*writebackBytes, (to-from)*writebackBytes)
-	}
 	l.end += h.bytes()
+	l.writeback.appended(l, l.end, false)
 	l.seq, l.prevCRC = h.seq, h.crc
 	l.active.lastSeq = h.seq
 	l.written.Add(uint64(h.bytes()))
 	l.appended.Store(h.seq)
 	return h.seq, nil
 }
-
-// writebackBytes is how much is written before the kernel is asked to begin to write it out, so that
-// a later sync finds little left to do.
-const writebackBytes = 8 << 20
 
 // makeRoom sees to it that active has room for n bytes.
 func (l *Log) makeRoom(n int64) error {
@@ -133,7 +142,11 @@ func (l *Log) makeRoom(n int64) error {
 			return l.stop(fmt.Errorf("cut segment %016x to what was written: %w", l.active.id, err))
 		}
 	}
+	if l.active != nil {
+		l.writeback.appended(l, l.end, true)
+	}
 	l.active = nil // it stays in unsynced until a sync
+	l.writeback.from = 0
 	id := l.next
 	l.next++
 	f, length, err := l.create(l.segments.name(id))
@@ -368,6 +381,7 @@ func (l *Log) Segments() ([]uint64, error) { return l.segments.numbers() }
 
 // Close closes the files. It does not flush.
 func (l *Log) Close() {
+	l.writeback.under.Wait()
 	l.spares.close()
 	l.segments.closeAll()
 }
