@@ -17,6 +17,10 @@ const (
 	// With less room left they go slower in proportion to what is left of it and what is not, down to paceLeast.
 	paceRate  = 256 << 20
 	paceLeast = 8 << 20
+	// spareMost of spare files are enough for a second or two of writing, until the first cycle gives some back. Unless somebody
+	// asks for all that can be given back, spareIdle of them are kept however little is live.
+	spareMost = 256 << 20
+	spareIdle = 32 << 20
 	// paceGrain is the least that a writer waits, as short sleeps last longer than they should.
 	paceGrain = time.Millisecond
 )
@@ -72,10 +76,15 @@ func (r *reclaimer) over(p *Pool) bool {
 // slow is the room that is left where slowing down begins.
 func (r *reclaimer) slow() int64 { return r.liveBytes()/20 + 32<<20 }
 
-// spareRoom is how much removed files may take: never more than the bound leaves room for, beside the one that is being
-// written and counts only as far as it is.
+// spareRoom is how much removed files may take while somebody writes: never more than the bound leaves room for, beside the
+// one that is being written and counts only as far as it is.
 func (r *reclaimer) spareRoom(p *Pool) int64 {
-	return max(0, min(r.room(p)-p.super.Load().segmentBytes, p.space.room(p), max(r.liveBytes()/16, 256<<20)))
+	return max(0, min(r.room(p)-p.super.Load().segmentBytes, p.space.room(p)))
+}
+
+// spareFew is how much they may take while nobody does, for those who will: a twentieth of what is live, and so much more.
+func (r *reclaimer) spareFew(p *Pool, more int64) int64 {
+	return min(r.spareRoom(p), r.liveBytes()/20+more, spareMost)
 }
 
 // noticed wakes the reclaimer if there is something to do.

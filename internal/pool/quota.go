@@ -245,7 +245,7 @@ func (s *space) press(p *Pool) bool {
 	r := &p.reclaimer
 	garbage, freed := r.garbage(p), r.freed.Load()
 	r.cycle(p, cleanAll)
-	r.dropSpares(p)
+	r.keepSpares(p, 0)
 	s.left.Store(garbage - (r.freed.Load() - freed)) // what was added meanwhile is for the next one
 	s.cycledAt.Store(p.log.BytesWritten())
 	s.cycles.Add(1)

@@ -146,7 +146,7 @@ func (r *reclaimer) start(p *Pool) {
 				idle = now-written < idleBytes
 				written = now
 				if quiet == quietTicks {
-					r.dropSpares(p)
+					r.keepSpares(p, r.spareFew(p, spareIdle))
 				}
 			}
 			switch {
@@ -155,7 +155,7 @@ func (r *reclaimer) start(p *Pool) {
 				r.cycle(p, cleanWell)
 				written = p.log.BytesWritten()
 				well = true
-				r.dropSpares(p)
+				r.keepSpares(p, r.spareFew(p, spareIdle))
 			case r.worth(p):
 				r.cycle(p, cleanBusy)
 				well = false
@@ -165,9 +165,9 @@ func (r *reclaimer) start(p *Pool) {
 	}()
 }
 
-// dropSpares gives back what was kept for writers who have gone.
-func (r *reclaimer) dropSpares(p *Pool) {
-	if err := p.log.KeepSpares(0); err != nil {
+// keepSpares gives back what was kept for writers beyond so many bytes.
+func (r *reclaimer) keepSpares(p *Pool, bytes int64) {
+	if err := p.log.KeepSpares(bytes); err != nil {
 		p.event(EventReclaimFailed, "log", err.Error())
 	}
 }
@@ -210,7 +210,7 @@ func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
 	defer p.end()
 	out, err := p.reclaim(ctx, cleanAll)
 	if err == nil {
-		err = p.log.KeepSpares(0)
+		err = p.log.KeepSpares(p.reclaimer.spareFew(p, 0))
 	}
 	return out, err
 }

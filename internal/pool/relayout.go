@@ -171,7 +171,7 @@ func (m *mover) room(ctx context.Context) error {
 			return fmt.Errorf("pool: %w", block.ErrClosed)
 		}
 		_, err := p.reclaim(ctx, cleanWell)
-		r.dropSpares(p)
+		r.keepSpares(p, 0)
 		p.end()
 		if err != nil {
 			return err
