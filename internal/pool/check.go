@@ -88,6 +88,9 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 			progress(float64(i+1) / float64(len(c.subjects)))
 		}
 	}
+	if err := c.tellKept(); err != nil {
+		return c.report, fmt.Errorf("check: %w", err)
+	}
 	if err := c.leaks(reclaimable); err != nil {
 		return c.report, fmt.Errorf("check: %w", err)
 	}
@@ -106,6 +109,7 @@ type checker struct {
 	children map[uint64][]*checkedState // by parent's ID
 	blind    map[uint64][]lostRange     // by state: where its own could not be found
 	live     map[uint64]int64           // bytes by segment
+	kept     []keptDamage
 }
 
 // checkedState is a state that is checked.
@@ -113,7 +117,9 @@ type checkedState struct {
 	ownedRoot
 	name, volume, snapshot string
 	blocks, parent         uint64
-	noData                 bool // a bookmark, whose map may name blocks that are gone
+	noData                 bool   // a bookmark, whose map may name blocks that are gone
+	base                   *place // in whose file blocks of it may lie
+	keeps                  *place // of the internal volume: whose versions it keeps
 }
 
 func (c *checker) choose() ([]ownedRoot, error) {
@@ -140,6 +146,11 @@ func (c *checker) choose() ([]ownedRoot, error) {
 			fallthrough
 		case catalogue.Head, catalogue.Bookmark:
 			s.volume = cat.Volume(st.Volume).Name
+		}
+		if s.base = c.pool.basedOn(cat, st); s.base == nil && st.Kind == catalogue.Head {
+			if of := cat.Volume(cat.Volume(st.Volume).KeptOf); of != nil {
+				s.keeps = c.pool.volumes[of.Number].place
+			}
 		}
 		roots = append(roots, s.ownedRoot)
 		c.subjects = append(c.subjects, s)
@@ -225,6 +236,10 @@ func (c *checker) tell(s *checkedState, found []finding) error {
 			f.node.states = append(f.node.states, s.state)
 		}
 		if f.node == nil && s.noData {
+			continue
+		}
+		if s.keeps != nil {
+			c.kept = append(c.kept, keptDamage{s.keeps, f})
 			continue
 		}
 		if len(c.report.Damage) < maxFindings {
@@ -379,7 +394,7 @@ func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
 		case e.Lost():
 			c.cannotSee(lba+uint64(i), lba+uint64(i)+1)
 			c.bad = append(c.bad, finding{lba: lba + uint64(i), blocks: 1, entry: e, lost: true, message: lostBlock(e).Error()})
-		case e.Mapped():
+		case e.Stored():
 			c.live[e.Addr.Segment()] += block.Size
 			c.pending = append(c.pending, checked{lba + uint64(i), e})
 		}

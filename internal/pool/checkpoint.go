@@ -54,8 +54,9 @@ func (p *Pool) checkpoint() (err error) {
 		next.position = p.log.Position()
 		liveThen = p.reclaimer.live.Load()
 		p.checkpointer.begun(p)
-		p.mu.RLock()
-		defer p.mu.RUnlock()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.noteVersions()
 		cat = p.cat.View()
 		cat.LiveBytes = p.reclaimer.liveBytes()
 		for _, v := range p.volumes {

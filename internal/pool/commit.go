@@ -24,10 +24,9 @@ type committer struct {
 	sources []*seglog.Entry
 }
 
-// request is a set of changes to one volume, or, with run, something that needs the
+// request is a set of changes, or, with run, something that needs the
 // log and the catalogue to itself.
 type request struct {
-	volume  *volume
 	changes []change
 	run     func() error
 	err     error
@@ -113,14 +112,12 @@ func (c *committer) commit(group []*request) {
 	p := c.pool
 	c.batch, c.sources = c.batch[:0], c.sources[:0]
 	for _, r := range group {
-		var epoch uint64
-		if epoch, r.err = r.volume.admit(); r.err != nil {
+		if !r.admit() {
 			continue
 		}
 		for i := range r.changes {
 			ch := &r.changes[i]
-			if ch.err = c.settleEdges(r.volume, ch); ch.err == nil {
-				ch.entry.Epoch = epoch
+			if ch.err = c.settleEdges(ch.volume, ch); ch.err == nil {
 				c.batch = append(c.batch, ch.entry)
 				c.sources = append(c.sources, &ch.entry)
 			}
@@ -146,6 +143,26 @@ func (c *committer) commit(group []*request) {
 			r.apply()
 		}
 	}
+}
+
+// admit gives a request's changes their epochs and versions, or the request an error.
+func (r *request) admit() bool {
+	var epoch uint64
+	var last *volume
+	for i := range r.changes {
+		ch := &r.changes[i]
+		if ch.volume != last {
+			if epoch, r.err = ch.volume.admit(); r.err != nil {
+				return false
+			}
+			last = ch.volume
+		}
+		ch.entry.Epoch = epoch
+		if k := ch.entry.Kind; k == seglog.KindTouch || k == seglog.KindBack {
+			ch.entry.Version = ch.volume.place.next.Add(ch.entry.Count) - ch.entry.Count
+		}
+	}
+	return true
 }
 
 // clearOnly commits the requests that write nothing, on a full disk: they give space back, and may use the reserve.
@@ -188,19 +205,27 @@ func (c *committer) clearOnly(group []*request, full error) {
 // so a map that cannot take them (a node of it became unreadable since the
 // request was prepared) must not be written on.
 func (r *request) apply() {
-	v := r.volume
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	var v *volume
 	for i := range r.changes {
 		ch := &r.changes[i]
 		if ch.err != nil {
 			continue
 		}
+		if ch.volume != v {
+			if v != nil {
+				v.mu.Unlock()
+			}
+			v = ch.volume
+			v.mu.Lock()
+		}
 		if err := v.applyLocked(ch.pins, &ch.entry); err != nil {
 			v.pool.log.Stop(fmt.Errorf("map of volume %q: %w", v.name(), err))
 			r.err = v.pool.log.Failure()
-			return
+			break
 		}
+	}
+	if v != nil {
+		v.mu.Unlock()
 	}
 }
 

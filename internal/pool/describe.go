@@ -16,7 +16,7 @@ func (p *Pool) Volumes() []VolumeInfo {
 	defer p.mu.RUnlock()
 	var out []VolumeInfo
 	for _, v := range p.cat.Volumes() {
-		if !v.Incomplete {
+		if !v.Incomplete && v.KeptOf == 0 {
 			out = append(out, p.volumeInfo(v))
 		}
 	}
@@ -45,6 +45,16 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v),
 		Bookmarks: p.cat.BookmarkCount(v),
 	}
+	if base := p.cat.Volume(v.Base); base != nil && base != v {
+		info.Base = base.Name
+	}
+	if pl := live.place; pl != nil {
+		info.Path, info.ReadOnly, info.CopyingBack, info.Suspect = pl.path, pl.readOnly, pl.pending.Load(), v.Place.Suspect != 0
+		info.MappedBytes = p.allocated(pl.path)
+		if _, err := pl.get(); err != nil {
+			info.Broken = err.Error()
+		}
+	}
 	if s := p.cat.VisibleParent(head); s != nil && s.Volume == v.Number {
 		info.Parent = s.Name
 	}
@@ -70,7 +80,7 @@ func (p *Pool) Snapshots(volume string) ([]SnapshotInfo, error) {
 	p.mu.RUnlock()
 	ids := make([]uint64, 0, len(states))
 	for _, s := range states {
-		if s.Kind == catalogue.Snapshot {
+		if s.Kind == catalogue.Snapshot && !s.Pending {
 			ids = append(ids, s.ID)
 		}
 	}
@@ -155,7 +165,10 @@ func (p *Pool) snapshotInfo(s *catalogue.State) SnapshotInfo {
 		ID: s.UUID, Volume: v.Name, VolumeID: v.UUID, Name: s.Name, SizeBytes: s.SizeBytes,
 		CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, Labels: s.Labels, Protected: s.Protected, Automatic: s.Automatic,
 		GroupID: s.Group, GroupSize: s.GroupSize, MappedBytes: int64(s.Root.Mapped()) * block.Size,
-		Clones: p.clones(s),
+		Clones: p.clones(s), DropWhenFull: s.DropWhenFull,
+	}
+	if base := p.cat.Volume(v.Base); base != nil {
+		info.Base, info.Suspect = base.Name, p.suspected(s) != 0
 	}
 	if up := p.cat.VisibleParent(s); up != nil {
 		info.Parent = SnapshotRef{p.cat.Volume(up.Volume).Name, up.Name}.String()
@@ -196,7 +209,7 @@ func (p *Pool) Info() Info {
 		}
 	}
 	for _, v := range p.cat.Volumes() {
-		if !v.Incomplete {
+		if !v.Incomplete && v.KeptOf == 0 {
 			info.Volumes++
 		}
 	}

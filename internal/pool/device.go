@@ -17,9 +17,12 @@ type Device struct {
 	root   frozen
 	size   int64
 	label  string
-	wrote  atomic.Bool // has a change ever been asked of it
-	closed atomic.Bool
-	since  map[uint64]bool // states that it is compared with; guarded by Pool.mu
+	base   *place // in whose file blocks of it may lie; nil: none
+	// suspect, if not 0: what it has in the file may have been changed by somebody else. See based.
+	suspect uint64
+	wrote   atomic.Bool // has a change ever been asked of it
+	closed  atomic.Bool
+	since   map[uint64]bool // states that it is compared with; guarded by Pool.mu
 }
 
 var (
@@ -43,7 +46,10 @@ func (p *Pool) openVolume(name string, incomplete bool) (*Device, error) {
 	if v == nil || v.Incomplete != incomplete || p.deleting[v.Head] {
 		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 	}
-	d := &Device{pool: p, volume: p.volumes[v.Number]}
+	d := &Device{pool: p, volume: p.volumes[v.Number], base: p.volumes[v.Number].base}
+	if d.base != nil && d.volume.place == nil {
+		d.suspect = p.suspected(p.cat.Head(v))
+	}
 	d.volume.devices[d] = struct{}{}
 	return d, nil
 }
@@ -63,7 +69,10 @@ func (p *Pool) OpenSnapshot(ref SnapshotRef) (*Device, error) {
 		return nil, fmt.Errorf("snapshot %q: %w: it is being deleted", ref, ErrNotFound)
 	}
 	p.snapOpen[s.ID]++
-	return &Device{pool: p, state: s.ID, root: frozen{s.Root}, size: s.SizeBytes, label: ref.String()}, nil
+	return &Device{
+		pool: p, state: s.ID, root: frozen{s.Root}, size: s.SizeBytes, label: ref.String(),
+		base: p.basedOn(p.cat, s), suspect: p.suspected(s),
+	}, nil
 }
 
 // Close implements block.Device.
@@ -107,10 +116,14 @@ func (d *Device) name() string {
 }
 
 func (d *Device) view() view {
+	v := view(d.root)
 	if d.volume != nil {
-		return d.volume
+		v = d.volume
 	}
-	return d.root
+	if d.base != nil {
+		return based{v, d.base, d.suspect}
+	}
+	return v
 }
 
 // begin admits a request, which must call d.pool.end when it is done.
@@ -132,13 +145,22 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 		err = block.CheckRange(off, int64(len(p)), d.SizeBytes())
 	}
 	if err == nil {
-		err = d.pool.read(d.view(), p, off, true)
+		err = d.read(p, off)
 		d.damageMet("reading", int64(len(p)), off, err)
 	}
 	if err != nil {
 		return fmt.Errorf("read %d bytes at %d of %s: %w", len(p), off, d.name(), err)
 	}
 	return nil
+}
+
+func (d *Device) read(p []byte, off int64) error {
+	if d.volume != nil {
+		if done, err := d.readHead(p, off, true); done {
+			return err
+		}
+	}
+	return d.pool.read(d.view(), p, off, true)
 }
 
 // TryReadAt implements block.ResidentReader.
@@ -150,6 +172,11 @@ func (d *Device) TryReadAt(p []byte, off int64) (bool, error) {
 	err := block.CheckRange(off, int64(len(p)), d.SizeBytes())
 	if err != nil {
 		return true, fmt.Errorf("read %d bytes at %d of %s: %w", len(p), off, d.name(), err)
+	}
+	if d.volume != nil {
+		if done, err := d.readHead(p, off, false); done {
+			return err == nil, nil
+		}
 	}
 	// Whatever goes wrong is found and told by ReadAt, which waits and looks again.
 	return d.pool.read(d.view(), p, off, false) == nil, nil
@@ -167,7 +194,11 @@ func (d *Device) Submit(ctx context.Context, ops []*block.Op) {
 	}
 	defer d.pool.end()
 	d.wrote.Store(true)
-	d.volume.submit(ctx, ops)
+	if d.volume.place != nil {
+		d.volume.place.submit(ctx, ops)
+	} else {
+		d.volume.submit(ctx, ops)
+	}
 	for _, op := range ops {
 		d.damageMet("writing", op.Length, op.Offset, op.Err)
 	}
@@ -179,7 +210,11 @@ func (d *Device) Flush(context.Context) error {
 		return err
 	}
 	defer d.pool.end()
-	if err := d.pool.log.Flush(d.pool.log.LastSeq()); err != nil {
+	err := d.pool.log.Flush(d.pool.log.LastSeq())
+	if err == nil && d.volume != nil && d.volume.place != nil {
+		err = d.volume.place.sync()
+	}
+	if err != nil {
 		return fmt.Errorf("flush %s: %w", d.name(), err)
 	}
 	return nil
@@ -194,11 +229,18 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 	err := block.CheckRange(off, length, d.SizeBytes())
 	var out []block.Extent
 	if err == nil && length > 0 {
-		out, err = d.pool.extents(ctx, d.view(), off, length, limit)
+		out, err = d.extents(ctx, off, length, limit)
 		d.damageMet("finding the extents of", length, off, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("extents of %d bytes at %d of %s: %w", length, off, d.name(), err)
 	}
 	return out, nil
+}
+
+func (d *Device) extents(ctx context.Context, off, length int64, limit int) ([]block.Extent, error) {
+	if d.volume != nil && d.volume.place != nil && !d.volume.place.pending.Load() {
+		return d.volume.place.extentsInFile(off, length, limit)
+	}
+	return d.pool.extents(ctx, d.view(), off, length, limit)
 }

@@ -79,6 +79,9 @@ func (p *Pool) OpenDiff(from, to PointRef) (*Diff, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := p.comparable(a, b); err != nil {
+			return nil, err
+		}
 		if !p.cat.Related(a, b) {
 			return nil, fmt.Errorf("%w: they are not related: neither was cloned from the other, nor both from one volume", ErrInvalid)
 		}
@@ -91,6 +94,22 @@ func (p *Pool) OpenDiff(from, to PointRef) (*Diff, error) {
 	}
 	d.release = release
 	return d, nil
+}
+
+// comparable tells why nobody knows what changed between two states: between them somebody else has changed the file that they
+// lie in. mu is held.
+func (p *Pool) comparable(a, b *catalogue.State) error {
+	for _, v := range []*catalogue.Volume{p.cat.Volume(a.Volume), p.cat.Volume(b.Volume)} {
+		if v == nil || p.volumes[v.Base] == nil {
+			continue
+		}
+		suspect := p.cat.Volume(v.Base).Place.Suspect
+		old := func(s *catalogue.State) bool { return s.Kind != catalogue.Head && s.ID <= suspect }
+		if old(a) != old(b) {
+			return fmt.Errorf("%w: the file was changed by somebody else between them, and what that changed is not known", ErrInvalid)
+		}
+	}
+	return nil
 }
 
 // SizeBytes is the size of what is compared with: what changed lies below it.
@@ -201,6 +220,13 @@ func (d *Device) ChangesSince(name string) (*Changes, error) {
 	s, err := d.older(name)
 	if err != nil {
 		return nil, err
+	}
+	if d.volume != nil {
+		if err := d.pool.comparable(s, d.pool.cat.Head(d.pool.cat.Volume(d.volume.number))); err != nil {
+			return nil, fmt.Errorf("%s: %w", d.name(), err)
+		}
+	} else if err := d.pool.comparable(s, d.pool.cat.State(d.state)); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.name(), err)
 	}
 	if !d.since[s.ID] {
 		if d.since == nil {

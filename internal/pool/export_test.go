@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"varve/internal/block"
 	"varve/internal/pool/blockmap"
 	"varve/internal/pool/seglog"
 )
@@ -16,7 +17,7 @@ func (p *Pool) CheckOwners() error {
 	count := func(of map[seglog.Addr]int, r ownedRoot) error {
 		return p.markState(context.Background(), r, func(n blockmap.Ptr) { of[n.Addr]++ }, func(entries []blockmap.Entry) {
 			for _, e := range entries {
-				if e.Mapped() {
+				if e.Stored() {
 					of[e.Addr]++
 				}
 			}
@@ -122,3 +123,13 @@ func (p *Pool) CatalogueBytes() int64 { return p.super.Load().catalogueLen }
 
 // ReserveBytes is what the reserve's file takes.
 const ReserveBytes = reserveBytes
+
+// KeptBytes is how much is kept of an inplace volume.
+func (p *Pool) KeptBytes(volume string) int64 {
+	p.mu.RLock()
+	kept := p.volumes[p.cat.VolumeByName(volume).Number].place.kept
+	p.mu.RUnlock()
+	kept.mu.RLock()
+	defer kept.mu.RUnlock()
+	return int64(kept.tree.View().Mapped()) * block.Size
+}

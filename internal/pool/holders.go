@@ -38,11 +38,13 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 	p.mu.RUnlock()
 	volumes := map[uint64]*Holder{}
 	for _, v := range view.Volumes() {
-		volumes[v.Number] = &Holder{Name: v.Name}
+		if v.KeptOf == 0 { // what an internal volume keeps, others have
+			volumes[v.Number] = &Holder{Name: v.Name}
+		}
 	}
 	var out Holders
 	for _, s := range view.States() {
-		if !s.Kind.HoldsData() {
+		if !s.Kind.HoldsData() || s.Kind != catalogue.Hidden && volumes[s.Volume] == nil {
 			continue
 		}
 		exclusive, own, err := p.holds(ctx, s.ID)
@@ -76,7 +78,7 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 		}
 	}
 	for _, v := range view.Volumes() {
-		if !v.Incomplete {
+		if !v.Incomplete && v.KeptOf == 0 {
 			out.Volumes = append(out.Volumes, *volumes[v.Number])
 		}
 	}

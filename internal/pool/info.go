@@ -23,9 +23,18 @@ type VolumeInfo struct {
 	MappedBytes int64
 	// Snapshots counts the volume's visible snapshots, Bookmarks its bookmarks.
 	Snapshots, Bookmarks int
+	// Path is the file of an inplace volume; empty for redirect ones.
+	Path     string
+	ReadOnly bool   // its file cannot be written
+	Broken   string // why its file cannot be used; empty if it can
+	Suspect  bool   // somebody else has changed its file since some of its snapshots were made
+	// CopyingBack: a rollback has not been copied back into the file yet.
+	CopyingBack bool
+	// Base is the name of the inplace volume that a clone reads blocks from; empty for others.
+	Base string
 }
 
-// SnapshotInfo describes a row snapshot.
+// SnapshotInfo describes a snapshot.
 type SnapshotInfo struct {
 	ID          uuid.UUID
 	Volume      string // name of the volume it is a snapshot of
@@ -46,6 +55,11 @@ type SnapshotInfo struct {
 	Clones []string
 	// Head tells that the volume's head descends directly from this snapshot.
 	Head bool
+	// Base is the name of the inplace volume in whose file blocks of it may lie; empty for row snapshots.
+	Base    string
+	Suspect bool // somebody else has changed that file since
+	// DropWhenFull: it is given up where there is no room for what it needs kept.
+	DropWhenFull bool
 }
 
 // Usage tells what a volume's head or a snapshot holds, in bytes.
@@ -71,6 +85,8 @@ type SnapshotSpec struct {
 	Name    string
 	Labels  map[string]string
 	KeepFor time.Duration // zero: no expiry
+	// DropWhenFull lets the pool give it up where there is no room for what it needs kept; else writes fail. Of inplace volumes.
+	DropWhenFull bool
 }
 
 // SnapshotRef names a snapshot: VOLUME@NAME.
@@ -146,6 +162,9 @@ const (
 	EventSpace            = "space-low"         // 80, 90 or 95 percent are used
 	EventSpaceThrottled   = "space-throttled"   // writers wait for reclaim
 	EventSpaceFull        = "space-full"        // a write was refused
+	EventPlaceLost        = "file-lost"         // the file of an inplace volume cannot be opened, read, written or synced
+	EventPlaceChanged     = "file-changed"      // somebody else changed it
+	EventSnapshotDropped  = "snapshot-dropped"  // there was no room for what it needed, and it was made to be given up then
 	EventRepaired         = "repaired"          // an operator had the pool repaired, and this was done
 )
 

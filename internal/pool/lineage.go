@@ -21,6 +21,7 @@ type proposal struct {
 	pins    *blockmap.Pins // for applying entries
 	urgent  bool           // gives space back, or helps to: may use the reserve
 	deletes []uint64       // states that go, unless the operation fails
+	after   func()         // called when it is done or has failed, before anything else goes into the log
 }
 
 // change decides, logs and applies a catalogue operation. decide runs with the
@@ -31,6 +32,11 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		return Timing{}, fmt.Errorf("pool: %w", block.ErrClosed)
 	}
 	defer p.end()
+	return p.changeNow(decide)
+}
+
+// changeNow is change for somebody who has begun a request already, or while the pool is opened or closed.
+func (p *Pool) changeNow(decide func(*catalogue.Catalogue) (proposal, error)) (Timing, error) {
 	start := time.Now()
 	var t Timing
 	var seq uint64
@@ -38,6 +44,9 @@ func (p *Pool) change(decide func(*catalogue.Catalogue) (proposal, error)) (Timi
 		entered := time.Now()
 		defer func() { t.Pause = time.Since(entered) }()
 		pr, err := decide(p.cat)
+		if pr.after != nil {
+			defer pr.after()
+		}
 		if err != nil {
 			return err
 		}
@@ -108,6 +117,14 @@ func (p *Pool) changeSize(name string, decide func(*catalogue.Catalogue) (propos
 	}
 	v.resize.Lock()
 	defer v.resize.Unlock()
+	if v.place != nil { // what the present has in place is durable before the present is kept
+		if err := v.place.use(); err != nil {
+			return Timing{}, err
+		}
+		if err := v.place.sync(); err != nil {
+			return Timing{}, err
+		}
+	}
 	return p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		if now := c.VolumeByName(name); now == nil || now.Number != v.number {
 			return proposal{}, fmt.Errorf("volume %q: %w: it was renamed or deleted meanwhile", name, ErrNotFound)
@@ -161,6 +178,9 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 			root = from.Root
 		}
 		p.volumes[v.Number] = p.newVolume(v, head, root)
+		if v.Place != nil {
+			p.addPlace(v)
+		}
 	case op.SetVolume != nil:
 		v := p.cat.Volume(op.SetVolume.Number)
 		p.volumes[v.Number].label.Store(&v.Name)
@@ -172,6 +192,10 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		v.gone = true
 		v.mu.Unlock()
 		delete(p.volumes, v.number)
+		if v.place != nil {
+			delete(p.volumes, v.place.kept.number)
+			v.place.close()
+		}
 		p.refreshKeep()
 		p.reclaimer.deleted.Store(true)
 	case op.SetPool != nil:
@@ -188,6 +212,18 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 	case op.Rollback != nil:
 		o := op.Rollback
 		p.freeze(o.Volume, o.KeptID, p.cat.State(o.To))
+		if pl := p.volumes[o.Volume].place; pl != nil {
+			pl.pending.Store(true)
+		}
+	case op.SetPlace != nil && op.SetPlace.Changed:
+		kept := p.volumes[op.SetPlace.Number].place.kept
+		kept.mu.Lock()
+		kept.tree.Freeze(p.cat.Head(p.cat.Volume(kept.number)).Epoch, p.nextGen())
+		kept.mu.Unlock()
+	case op.Settled != nil:
+		p.volumes[op.Settled.Number].place.pending.Store(false)
+		p.refreshKeep()
+		p.reclaimer.deleted.Store(true)
 	}
 	return nil
 }
@@ -227,7 +263,7 @@ func findSnapshot(c *catalogue.Catalogue, ref SnapshotRef) (*catalogue.Volume, *
 		return nil, nil, err
 	}
 	s := c.SnapshotByName(v, ref.Name)
-	if s == nil {
+	if s == nil || s.Pending {
 		return nil, nil, fmt.Errorf("snapshot %q: %w", ref, ErrNotFound)
 	}
 	return v, s, nil
@@ -235,7 +271,7 @@ func findSnapshot(c *catalogue.Catalogue, ref SnapshotRef) (*catalogue.Volume, *
 
 func findVolume(c *catalogue.Catalogue, name string) (*catalogue.Volume, error) {
 	v := c.VolumeByName(name)
-	if v == nil || v.Incomplete {
+	if v == nil || v.Incomplete || v.KeptOf != 0 {
 		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 	}
 	return v, nil
@@ -246,7 +282,7 @@ const maxKeepFor = 100 * 365 * 24 * time.Hour
 
 // CreateSnapshot freezes all volumes at one instant, each as a snapshot of that
 // name; all or none.
-func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec SnapshotSpec) ([]SnapshotInfo, Timing, error) {
+func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec SnapshotSpec) ([]SnapshotInfo, Timing, error) {
 	if len(volumes) == 0 {
 		return nil, Timing{}, fmt.Errorf("create snapshot: %w: no volume named", ErrInvalid)
 	}
@@ -260,9 +296,10 @@ func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec Snapshot
 		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s, but for up to 100 years, or for ever", ErrInvalid, spec.KeepFor)
 	}
 	var ids []uint64
+	var gates []*place
 	t, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		now := p.opts.Clock()
-		op := &catalogue.CreateSnapshots{Name: spec.Name, CreatedAt: now.UnixNano(), Labels: spec.Labels, Group: uuid.New()}
+		op := &catalogue.CreateSnapshots{Name: spec.Name, CreatedAt: now.UnixNano(), Labels: spec.Labels, Group: uuid.New(), DropWhenFull: spec.DropWhenFull}
 		if spec.KeepFor > 0 {
 			op.ExpiresAt = now.Add(spec.KeepFor).UnixNano()
 		}
@@ -283,8 +320,21 @@ func (p *Pool) CreateSnapshot(_ context.Context, volumes []string, spec Snapshot
 			ids = append(ids, id)
 			op.Of = append(op.Of, catalogue.NewSnapshot{Volume: v.Number, ID: id, UUID: uuid.New()})
 		}
-		return proposal{op: &catalogue.Op{CreateSnapshots: op}}, nil
+		numbers := make([]uint64, len(op.Of))
+		for i := range op.Of {
+			numbers[i] = op.Of[i].Volume
+		}
+		gates = p.gates(numbers)
+		for i := range op.Of {
+			op.Of[i].Pending = len(gates) > 0
+		}
+		return proposal{op: &catalogue.Op{CreateSnapshots: op}, after: shut(gates)}, nil
 	})
+	if err == nil {
+		var durable time.Duration
+		durable, err = p.complete(ctx, gates, ids)
+		t.Durable += durable
+	}
 	if err != nil {
 		return nil, t, fmt.Errorf("create snapshot %q: %w", spec.Name, err)
 	}
@@ -345,6 +395,9 @@ func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timin
 		}
 		if p.writers(v.Number) > 0 {
 			return proposal{}, fmt.Errorf("volume %q: %w: a client that has written to it is connected; disconnect it first", v.Name, ErrInUse)
+		}
+		if err := p.rollable(c, v, s); err != nil {
+			return proposal{}, err
 		}
 		now := p.opts.Clock().UTC()
 		name := freeName(c, v, "auto-before-rollback-"+now.Format("20060102t150405.000"))

@@ -82,6 +82,7 @@ type Pool struct {
 	log  *seglog.Log
 	// superFile is written by checkpoints alone.
 	superFile vfs.File
+	adopting  sync.Mutex // one file becomes a volume at a time
 	recovery  seglog.Recovery
 	readOnly  bool // opened to be checked: nothing can be written
 	store     *blockmap.Store
@@ -133,6 +134,11 @@ func openWritable(ctx context.Context, o Options, how *opening) (*Pool, error) {
 		p.abandon()
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
 	}
+	if err := p.dropPending(ctx); err != nil {
+		p.abandon()
+		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
+	}
+	p.openPlaces()
 	keepReserve(&o)
 	p.checkpointer.start(p)
 	p.reclaimer.start(p)
@@ -243,6 +249,11 @@ func (p *Pool) recover(super *superblock, durable uint64, s *salvaged) (err erro
 		p.volumes[v.Number] = p.newVolume(v, head, head.Root)
 		cat.SetRoot(head.ID, blockmap.Root{})
 	}
+	for _, v := range cat.Volumes() {
+		if v.Place != nil {
+			p.joinPlace(v)
+		}
+	}
 	r := p.newReplayer(s)
 	var salvage *seglog.Salvage
 	if s != nil {
@@ -299,6 +310,11 @@ func (p *Pool) close() error {
 	p.requests.Wait()
 	p.checkpointer.stop()
 	defer p.abandon()
+	err := p.closePlaces()
+	return errors.Join(err, p.closeLog())
+}
+
+func (p *Pool) closeLog() error {
 	if err := p.log.KeepSpares(0); err != nil {
 		return err
 	}
@@ -313,6 +329,11 @@ func (p *Pool) close() error {
 
 // abandon releases what the pool holds of the system, and saves nothing.
 func (p *Pool) abandon() {
+	for _, v := range p.volumes {
+		if v.place != nil {
+			v.place.close()
+		}
+	}
 	p.log.Close()
 	if p.superFile != nil {
 		_ = p.superFile.Close() // synced whenever it was written

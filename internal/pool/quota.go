@@ -176,22 +176,27 @@ func (s *space) admit(ctx context.Context, p *Pool, ops []*block.Op) (int64, err
 	if n == 0 {
 		return 0, s.spare(ctx, p)
 	}
+	return n, s.admitBytes(ctx, p, n)
+}
+
+// admitBytes is admit for so many bytes of log.
+func (s *space) admitBytes(ctx context.Context, p *Pool, n int64) error {
 	if s.take(p, n) {
-		return n, nil
+		return nil
 	}
 	s.look(p)
 	r := &p.reclaimer
 	for first := s.cycles.Load(); !s.take(p, n); {
 		if !r.running || s.cycles.Load()-first >= maxPressed || !s.hopeful(p) {
 			s.observe(p, true)
-			return 0, fmt.Errorf("%w: %s", block.ErrNoSpace, s.describe(p))
+			return fmt.Errorf("%w: %s", block.ErrNoSpace, s.describe(p))
 		}
 		s.throttled(p)
 		if err := s.await(ctx, p); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return n, nil
+	return nil
 }
 
 // await has a cycle made, and returns when something was given back.

@@ -45,6 +45,10 @@ type view interface {
 	look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error
 	// run is blockmap.Root.Run.
 	run(pins *blockmap.Pins, lba, limit uint64) (blocks uint64, mapped bool, err error)
+	// placed is blockmap.Root.PlacedRun.
+	placed(pins *blockmap.Pins, lba, limit uint64) (uint64, error)
+	// file is where blocks lie that are in place, or why they cannot be read.
+	file() (*place, error)
 	// differs is blockmap.Diff of since to what is seen.
 	differs(pins *blockmap.Pins, since blockmap.Root, lba, limit uint64) (blocks uint64, differs bool, err error)
 }
@@ -68,6 +72,10 @@ func (v *volume) differs(pins *blockmap.Pins, since blockmap.Root, lba, limit ui
 }
 
 type frozen struct{ root blockmap.Root }
+
+func (v *volume) file() (*place, error) { return v.base, nil }
+
+func (f frozen) file() (*place, error) { return nil, nil }
 
 func (f frozen) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
 	return f.root.Lookup(pins, lba, out)
@@ -117,24 +125,45 @@ func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
 	if err != nil {
 		return damaged(err)
 	}
-	err = p.fill(s, found, b, int(off%block.Size), wait)
-	for wait && errors.Is(err, block.ErrDamaged) {
-		// What was looked up may have been replaced, and its place given back, before it was read.
+	r := reading{scratch: s, view: v, lba: lba, entries: found, to: b, skip: int(off % block.Size), wait: wait}
+	err = p.fill(&r)
+	for errors.Is(err, block.ErrDamaged) && wait || err == nil && r.fromFile {
+		// What was looked up may have been replaced, and its place given back, before it was read; or kept, and overwritten in the file.
 		before := slices.Clone(found)
-		if e := waitFor(pins, look); e != nil {
+		e := look()
+		if wait {
+			e = waitFor(pins, look)
+		}
+		switch {
+		case e != nil && !wait:
+			return vfs.ErrWouldBlock
+		case e != nil:
 			return damaged(e)
+		case slices.Equal(before, found):
+			return err
 		}
-		if slices.Equal(before, found) {
-			break
-		}
-		err = p.fill(s, found, b, int(off%block.Size), wait)
+		err = p.fill(&r)
 	}
 	return err
 }
 
+// reading is a read whose blocks have been looked up.
+type reading struct {
+	*scratch
+	view     view
+	lba      uint64
+	entries  []blockmap.Entry
+	to       []byte
+	skip     int // bytes of the first block
+	wait     bool
+	fromFile bool // some of it was read from a file
+}
+
 // fill reads the blocks that entries refer to into b, leaving out the first skip
 // bytes and what does not fit, and verifies them.
-func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wait bool) error {
+func (p *Pool) fill(r *reading) error {
+	s, entries, b, skip, wait := r.scratch, r.entries, r.to, r.skip, r.wait
+	r.fromFile = false
 	// whole tells whether all of block i is asked for; to is where n blocks from i on go: b, or an edge.
 	whole := func(i int) bool {
 		at := i*block.Size - skip
@@ -157,6 +186,15 @@ func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wa
 		switch e := entries[i]; {
 		case e.Lost():
 			return asked(i, lostBlock(e))
+		case inFile(e):
+			r.fromFile = true
+			pl, err := r.view.file()
+			if err == nil {
+				err = pl.read(to(i, n), int64(r.lba+uint64(i))*block.Size, wait)
+			}
+			if err != nil {
+				return asked(i, err)
+			}
 		case e.Mapped():
 			s.pieces = append(s.pieces, seglog.Piece{Addr: e.Addr, To: to(i, n)})
 		default:
@@ -169,11 +207,11 @@ func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wa
 		return err
 	}
 	for i, e := range entries {
-		if err != nil { // one by one, to tell which it is
+		if err != nil && !inFile(e) { // one by one, to tell which it is
 			if err := p.readBlock(e, to(i, 1)); err != nil {
 				return asked(i, err)
 			}
-		} else if e.Mapped() && seglog.Checksum(to(i, 1)) != e.CRC {
+		} else if e.Stored() && seglog.Checksum(to(i, 1)) != e.CRC {
 			return asked(i, rotten(e.Addr))
 		}
 	}
@@ -189,6 +227,9 @@ func (p *Pool) fill(s *scratch, entries []blockmap.Entry, b []byte, skip int, wa
 func continues(e, f blockmap.Entry, n int) bool {
 	if !e.Mapped() || !f.Mapped() {
 		return e.Mapped() == f.Mapped()
+	}
+	if inFile(e) || inFile(f) {
+		return inFile(e) == inFile(f)
 	}
 	return f.Addr == e.Addr.Plus(int64(n)*block.Size) && f.Addr.Segment() == e.Addr.Segment()
 }

@@ -210,7 +210,7 @@ func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
 	defer p.end()
 	out, err := p.reclaim(ctx, cleanAll)
 	if err == nil {
-		err = p.log.KeepSpares(p.reclaimer.spareFew(p, 0))
+		err = p.log.KeepSpares(p.reclaimer.spareFew(p, min(p.reclaimer.liveBytes()/20, spareIdle)))
 	}
 	return out, err
 }
@@ -225,6 +225,9 @@ func (p *Pool) reclaim(ctx context.Context, g goal) (out Reclaimed, err error) {
 				r.deleted.Store(true)
 			}
 		}()
+		if err := p.collect(ctx); err != nil {
+			return Reclaimed{}, fmt.Errorf("reclaim: %w", err)
+		}
 	}
 	r.liveThen.Store(r.liveBytes())
 	defer func() { // also where it fails, so that nobody waits for what does not come
@@ -474,7 +477,7 @@ func (p *Pool) markBlocks(ctx context.Context, basis *frozenState, pinned []owne
 	}
 	entries := func(entries []blockmap.Entry) {
 		for _, e := range entries {
-			if !e.Mapped() {
+			if !e.Stored() {
 				continue
 			}
 			if set := setOf(e.Addr.Segment()); set != nil {

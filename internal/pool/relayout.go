@@ -55,7 +55,9 @@ func (p *Pool) Relayout(ctx context.Context, name string, o RelayoutOptions) (Re
 	found, err := findVolume(p.cat, name)
 	var v *volume
 	if err == nil {
-		v = p.volumes[found.Number]
+		if v = p.volumes[found.Number]; v.place != nil {
+			err = fmt.Errorf("volume %q: %w: it lies in a file, in order already", name, ErrInvalid)
+		}
 	}
 	p.mu.RUnlock()
 	if err != nil {
@@ -244,7 +246,7 @@ func (m *mover) choose(since uint64) (pieces int) {
 			if m.first == nil {
 				m.first = lostBlock(e)
 			}
-		case e.Epoch <= since:
+		case e.Epoch <= since || inFile(e):
 			m.done.Shared += block.Size
 		default:
 			if e.Addr != behind {

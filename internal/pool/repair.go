@@ -191,6 +191,9 @@ type sameMap struct {
 	size  int64
 }
 
+// mapOf tells a state's map from others, however it is kept in memory.
+func mapOf(s *catalogue.State) sameMap { return sameMap{s.Root.Settled(), s.Epoch, s.SizeBytes} }
+
 // recordLosses puts it into the maps that parts of them cannot be read any more, in every state that shows them, at one instant: from
 // then on nobody needs these parts.
 func (p *Pool) recordLosses(found *CheckReport, rep *RepairReport) (changed bool, err error) {
@@ -214,7 +217,7 @@ func (p *Pool) recordLosses(found *CheckReport, rep *RepairReport) (changed bool
 		frozen := map[uint64]blockmap.Root{} // by state
 		done := map[sameMap]blockmap.Root{}
 		for _, s := range p.statesToMend(of, rep) {
-			same := sameMap{s.Root, s.Epoch, s.SizeBytes}
+			same := mapOf(s)
 			root, known := done[same]
 			if !known || s.Kind == catalogue.Head {
 				if root, err = p.mend(s, of[s.ID]); err != nil {
@@ -250,7 +253,7 @@ func (p *Pool) statesToMend(of map[uint64][]*blockmap.NodeError, rep *RepairRepo
 	open := map[sameMap]bool{}
 	for _, s := range states {
 		if p.snapOpen[s.ID] > 0 {
-			open[sameMap{s.Root, s.Epoch, s.SizeBytes}] = true
+			open[mapOf(s)] = true
 		}
 	}
 	held := map[uint64]bool{}
@@ -260,7 +263,7 @@ func (p *Pool) statesToMend(of map[uint64][]*blockmap.NodeError, rep *RepairRepo
 			continue
 		}
 		switch {
-		case open[sameMap{s.Root, s.Epoch, s.SizeBytes}]:
+		case open[mapOf(s)]:
 			rep.left("%s: a client reads it; repair again when it is gone", p.stateName(s))
 		case held[s.ID]:
 			rep.left("%s: a snapshot that descends from it is being read; repair again when that is over", p.stateName(s))

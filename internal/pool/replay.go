@@ -49,7 +49,7 @@ func (p *Pool) newReplayer(s *salvaged) *replayer {
 func (r *replayer) add(_ uint64, entries []seglog.Entry) error {
 	for i := range entries {
 		switch e := &entries[i]; e.Kind {
-		case seglog.KindData, seglog.KindClear, seglog.KindMove:
+		case seglog.KindData, seglog.KindClear, seglog.KindMove, seglog.KindTouch, seglog.KindBack, seglog.KindZero:
 			r.pending = append(r.pending, *e)
 			r.note(e)
 			if len(r.leaves) >= r.limit || len(r.pending) >= maxBatchChanges {

@@ -64,6 +64,7 @@ func (p *Pool) keepAnswer(q question, known answer) {
 type subject struct {
 	answer
 	mapped uint64          // blocks of the state
+	kept   bool            // the last of them is what is kept of an inplace volume
 	roots  []blockmap.Root // as in of, if they were frozen
 }
 
@@ -96,6 +97,10 @@ func (p *Pool) subjectOf(s *catalogue.State, own, freeze bool) subject {
 	out.mapped = add(s)
 	for _, o := range others {
 		add(o)
+	}
+	if pl := p.basedOn(p.cat, s); pl != nil { // what is in place takes no room in the pool, but what was kept of it does
+		out.kept = true
+		add(p.cat.Head(p.cat.Volume(pl.kept.number)))
 	}
 	return out
 }
@@ -165,7 +170,16 @@ func (p *Pool) count(ctx context.Context, find func() (*catalogue.State, error),
 		return 0, 0, err
 	}
 	defer release()
-	about.blocks, err = p.store.Exclusive(ctx, about.roots[0], about.since, about.roots[1:])
+	others := about.roots[1:]
+	if about.kept {
+		others = others[:len(others)-1]
+	}
+	about.blocks, err = p.store.Exclusive(ctx, about.roots[0], about.since, others)
+	if err == nil && about.kept {
+		var kept uint64
+		kept, err = p.exclusiveKept(ctx, about.roots[0], about.since, others, about.roots[len(about.roots)-1])
+		about.blocks += kept
+	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("measure what it holds: %w", damaged(err))
 	}

@@ -33,6 +33,9 @@ type volume struct {
 
 	relayout atomic.Bool // under way
 
+	place *place // of an inplace volume
+	base  *place // in whose file blocks of it may lie: its own, or that of what it was cloned from; nil: none
+
 	devices map[*Device]struct{} // open ones; guarded by Pool.mu
 	scratch []blockmap.Entry     // of apply
 }
@@ -44,6 +47,7 @@ func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockm
 	}
 	w.label.Store(&v.Name)
 	w.size.Store(head.SizeBytes)
+	w.base = p.placeOf(v.Number)
 	return w
 }
 
@@ -65,13 +69,21 @@ func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 	if e.LBA >= blockmap.MaxBlocks || e.Count > blockmap.MaxBlocks-e.LBA {
 		return fmt.Errorf("%w: %d blocks at %d of a volume", ErrDamagedLog, e.Count, e.LBA)
 	}
-	if e.Kind == seglog.KindClear {
+	switch e.Kind {
+	case seglog.KindClear:
 		return v.tree.Clear(pins, e.LBA, e.Count, v.keep)
+	case seglog.KindTouch, seglog.KindBack:
+		return v.applyVersions(pins, e)
 	}
 	if e.Epoch != v.tree.Epoch() {
 		return fmt.Errorf("%w: blocks of epoch %d where the volume is in epoch %d", ErrDamagedLog, e.Epoch, v.tree.Epoch())
 	}
 	v.scratch = v.scratch[:0]
+	if e.Kind == seglog.KindZero {
+		for range e.Count {
+			v.scratch = append(v.scratch, blockmap.Entry{Epoch: e.Epoch})
+		}
+	}
 	for i, crc := range e.CRCs {
 		v.scratch = append(v.scratch, blockmap.Entry{Addr: e.Addr.Plus(int64(i) * block.Size), Epoch: e.Epoch, CRC: crc})
 	}
@@ -87,16 +99,8 @@ func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 // blocks are the same, so that whoever compares two states finds no change. A block that is not what was moved is damage.
 func (v *volume) keepEpochs(pins *blockmap.Pins, lba uint64, moved []blockmap.Entry) error {
 	now := make([]blockmap.Entry, len(moved))
-	for {
-		err := v.tree.View().Lookup(pins, lba, now)
-		miss, ok := err.(*blockmap.Miss)
-		if err == nil {
-			break
-		} else if !ok {
-			return err
-		} else if err := pins.Load(miss); err != nil {
-			return err
-		}
+	if err := v.lookupLocked(pins, lba, now); err != nil {
+		return err
 	}
 	for i := range moved {
 		// One that a repair had to give up, because its map was damaged, is there again.
@@ -106,6 +110,20 @@ func (v *volume) keepEpochs(pins *blockmap.Pins, lba uint64, moved []blockmap.En
 		moved[i].Epoch = now[i].Epoch
 	}
 	return nil
+}
+
+// lookupLocked is lookup for somebody who holds mu, and reads what is not in memory all the same.
+func (v *volume) lookupLocked(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
+	for {
+		err := v.tree.View().Lookup(pins, lba, out)
+		miss, ok := err.(*blockmap.Miss)
+		if !ok {
+			return err
+		}
+		if err := pins.Load(miss); err != nil {
+			return err
+		}
+	}
 }
 
 // lookup fills out with the entries from lba on, waiting for the log where it must.

@@ -67,10 +67,11 @@ func (p *Pool) CreateVolume(_ context.Context, spec VolumeSpec) (VolumeInfo, err
 // size; the size in spec is not used.
 func (p *Pool) CloneVolume(_ context.Context, from SnapshotRef, spec VolumeSpec) (VolumeInfo, Timing, error) {
 	return p.createVolume(spec, func(c *catalogue.Catalogue, op *catalogue.CreateVolume) error {
-		_, s, err := findSnapshot(c, from)
+		v, s, err := findSnapshot(c, from)
 		if err != nil {
 			return err
 		}
+		op.Base = v.Base
 		op.From, op.Origin, op.SizeBytes = s.ID, from.String(), s.SizeBytes
 		return nil
 	})
@@ -110,7 +111,7 @@ func (p *Pool) createVolume(spec VolumeSpec, begin func(*catalogue.Catalogue, *c
 func (p *Pool) setVolume(name string, incomplete bool, set func(*catalogue.Catalogue, *catalogue.SetVolume) error) error {
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		v := c.VolumeByName(name)
-		if v == nil || v.Incomplete != incomplete {
+		if v == nil || v.Incomplete != incomplete || v.KeptOf != 0 {
 			return proposal{}, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 		}
 		op := &catalogue.SetVolume{Number: v.Number, Name: v.Name, Labels: maps.Clone(v.Labels)}
@@ -178,6 +179,8 @@ func (p *Pool) ResizeVolume(_ context.Context, name string, sizeBytes int64, shr
 			switch {
 			case old == sizeBytes:
 				return proposal{}, nil
+			case v.Place != nil:
+				return proposal{}, fmt.Errorf("%w: it lies in a file of its own; delete the volume, which leaves the file, change that, and adopt it again", ErrInvalid)
 			case old < sizeBytes:
 				return pr, nil
 			case !shrink:
@@ -211,7 +214,7 @@ func (p *Pool) cutOff(pr *proposal, v *volume, size, old int64) error {
 		}
 		if e[0].Mapped() {
 			b := make([]byte, block.Size)
-			if err := p.readBlock(e[0], b); err != nil {
+			if err := v.readCurrent(&e[0], pr.pins, lba, b); err != nil {
 				return err
 			}
 			clear(b[in:])
@@ -242,9 +245,21 @@ func (p *Pool) DeleteIncomplete(_ context.Context, name string) error {
 }
 
 func (p *Pool) deleteVolume(name string, incomplete bool) error {
+	p.mu.RLock()
+	v := p.cat.VolumeByName(name)
+	var pl *place
+	if v != nil && v.Place != nil {
+		pl = p.volumes[v.Number].place
+	}
+	p.mu.RUnlock()
+	if pl != nil && pl.inUse.Load() { // from now on the file is all there is
+		if err := pl.sync(); err != nil {
+			return fmt.Errorf("delete volume %q: %w", name, err)
+		}
+	}
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		v := c.VolumeByName(name)
-		if v == nil || v.Incomplete != incomplete {
+		if v == nil || v.Incomplete != incomplete || v.KeptOf != 0 {
 			return proposal{}, ErrNotFound
 		}
 		if n := c.SnapshotCount(v); n > 0 {
@@ -252,6 +267,12 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 		}
 		op := &catalogue.DeleteVolume{Number: v.Number}
 		deletes := []uint64{v.Head}
+		if v.Place != nil {
+			if err := p.detachable(c, v); err != nil {
+				return proposal{}, err
+			}
+			deletes = append(deletes, c.Volume(v.Place.Kept).Head)
+		}
 		for _, b := range c.Bookmarks(v) {
 			deletes = append(deletes, b.ID)
 		}

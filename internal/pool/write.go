@@ -13,12 +13,13 @@ import (
 
 // change is one entry for the log on its way there.
 type change struct {
-	entry seglog.Entry
-	pins  *blockmap.Pins // holds the map nodes that applying the entry needs
-	edges [2]edge        // blocks that are set in part
-	n     int            // of edges
-	op    *block.Op
-	err   error
+	volume *volume
+	entry  seglog.Entry
+	pins   *blockmap.Pins // holds the map nodes that applying the entry needs
+	edges  [2]edge        // blocks that are set in part
+	n      int            // of edges
+	op     *block.Op
+	err    error
 }
 
 // edge is a block of which a change sets only some bytes. The rest is read when
@@ -123,7 +124,6 @@ const (
 
 func (b *builder) begin() {
 	b.write = writes.Get().(*write)
-	b.write.volume = b.volume
 	b.pins = b.volume.pool.store.NewPins()
 	b.room, b.edges = seglog.MaxPayloadBlocks, 0
 }
@@ -241,7 +241,7 @@ func pieces(op *block.Op, size int64) []piece {
 func (v *volume) prepare(w *write, pins *blockmap.Pins, op *block.Op, p piece) (edges int, err error) {
 	count := p.blocks()
 	lba := uint64(p.lo / block.Size)
-	w.changes = append(w.changes, change{pins: pins, op: op})
+	w.changes = append(w.changes, change{volume: v, pins: pins, op: op})
 	ch := &w.changes[len(w.changes)-1]
 	ch.entry = seglog.Entry{Kind: seglog.KindClear, Volume: v.number, LBA: lba, Count: count}
 	err = func() error {
@@ -324,6 +324,9 @@ func (v *volume) payload(w *write, ch *change, pins *blockmap.Pins, op *block.Op
 // readCurrent fills b with the block that the entry refers to. If that is lost, it looks
 // whether the block has been replaced since, and its place given back.
 func (v *volume) readCurrent(was *blockmap.Entry, pins *blockmap.Pins, lba uint64, b []byte) error {
+	if inFile(*was) {
+		return v.base.readVersion(pins, lba, *was, b)
+	}
 	for {
 		err := v.pool.readBlock(*was, b)
 		if !errors.Is(err, block.ErrDamaged) {
@@ -355,7 +358,7 @@ func (c *committer) settleEdges(v *volume, ch *change) error {
 			return damaged(err)
 		}
 		if now[0] != e.was {
-			if err := c.pool.readBlock(now[0], e.merged); err != nil {
+			if err := v.readCurrent(&now[0], ch.pins, e.lba, e.merged); err != nil {
 				return damaged(err)
 			}
 			e.was = now[0]

@@ -240,6 +240,26 @@ func (f *osFile) writeZeros(off, length int64) error {
 	return nil
 }
 
+func (f *osFile) NextData(off int64) (from, to int64, err error) {
+	size, err := f.Size()
+	if err != nil || off >= size {
+		return size, size, err
+	}
+	from, err = unix.Seek(f.fd(), off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return size, size, f.done("find data", nil)
+	case errors.Is(err, unix.EINVAL): // a device, or a file system that does not tell
+		return off, size, f.done("find data", nil)
+	case err != nil:
+		return 0, 0, f.done("find data", err)
+	}
+	if to, err = unix.Seek(f.fd(), from, unix.SEEK_HOLE); err != nil {
+		return 0, 0, f.done("find data", err)
+	}
+	return from, to, f.done("find data", nil)
+}
+
 func (f *osFile) Sync() error {
 	return f.done("sync", retry(func() error { return unix.Fdatasync(f.fd()) }))
 }

@@ -30,6 +30,18 @@ func (osFS) OpenReadOnly(name string) (File, error) {
 	return openFile("open", name, unix.O_RDONLY)
 }
 
+func (osFS) OpenDisk(name string, write bool) (File, error) {
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+		// Of a device O_EXCL says that nobody else has it; of a file, without O_CREAT, nothing is defined.
+		if info, err := os.Stat(name); err == nil && info.Mode()&fs.ModeDevice != 0 {
+			flags |= unix.O_EXCL
+		}
+	}
+	return openFile("open", name, flags)
+}
+
 func openFile(op, name string, flags int) (File, error) {
 	f, err := os.OpenFile(name, flags, 0o600) // adds O_CLOEXEC
 	if err != nil {

@@ -30,6 +30,14 @@ func (r readOnly) OpenReadOnly(name string) (File, error) {
 	return readOnlyFile{f}, nil
 }
 
+func (r readOnly) OpenDisk(name string, _ bool) (File, error) {
+	f, err := r.FS.OpenDisk(name, false)
+	if err != nil {
+		return nil, err
+	}
+	return readOnlyFile{f}, nil
+}
+
 func (r readOnly) SyncDir(dir string) error { return syncable(r.FS.SyncDir(dir)) }
 
 // Lock takes the lock if there is one. Who works on the files without having made one works without a lock.

@@ -38,6 +38,9 @@ type FS interface {
 	Open(name string) (File, error)
 	// OpenReadOnly opens an existing file for reading.
 	OpenReadOnly(name string) (File, error)
+	// OpenDisk opens a file or block device that may be somebody else's as well: syscall.EBUSY if it is a device that is
+	// mounted or otherwise taken.
+	OpenDisk(name string, write bool) (File, error)
 	// Remove deletes a file or an empty directory.
 	Remove(name string) error
 	// Rename gives a file or directory another name in the same directory, replacing
@@ -82,6 +85,9 @@ type File interface {
 	Allocate(off, length int64) error
 	// PunchHole frees [off, off+length), which reads as zeros afterwards.
 	PunchHole(off, length int64) error
+	// NextData finds the first range at or behind off that may hold anything but zeros, as far as the file system
+	// knows: [from, to). Where there is none, both are the file's size.
+	NextData(off int64) (from, to int64, err error)
 	// Sync makes content and size durable (fdatasync).
 	Sync() error
 	// StartWriteback begins to write [off, off+length) out, without waiting or any promise.

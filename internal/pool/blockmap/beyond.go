@@ -77,6 +77,9 @@ func (s *Store) uncached(c *child, level int, first uint64) (*node, error) {
 	if c.lost {
 		return unreadable(level, first, c.epoch, 0, 0), nil
 	}
+	if c.placed {
+		return untouched(level, first, c.epoch, 0, 0), nil
+	}
 	if n := s.cached(c.ptr); n != nil && n.level == level && n.first == first {
 		return n, nil
 	}

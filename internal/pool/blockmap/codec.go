@@ -20,6 +20,8 @@ const (
 	slotTomb  = 2
 	slotEmpty = 3 // in a difference: the base has it, the node has not
 	slotLost  = 4
+	// slotPlaced: all below is in its volume's file as it was found.
+	slotPlaced = 5
 
 	runMapped = 1
 	runTomb   = 2
@@ -115,6 +117,8 @@ func (n *node) encodeSlot(buf []byte, i int) []byte {
 		kind = slotTomb
 	case c.lost:
 		kind = slotLost
+	case c.placed:
+		kind = slotPlaced
 	case c.empty():
 		kind = slotEmpty
 	}
@@ -243,6 +247,9 @@ func (n *node) decodeSlot(p []byte) (rest []byte, ok bool) {
 	case slotLost:
 		ok = c.ptr.Addr == 0
 		c.lost = true
+	case slotPlaced:
+		ok = c.ptr.Addr == 0 && c.mapped == span(n.level-1)
+		c.placed = true
 	case slotEmpty:
 		c = child{}
 		ok = true

@@ -5,6 +5,15 @@ package blockmap
 // block is alike iff neither state maps it, or both map it in one epoch, wherever it lies. What two trees share is not
 // looked into. What a repair recorded as lost differs from everything but the same loss. If a node is not in memory it returns a *Miss.
 func Diff(pins *Pins, from, to Root, lba, limit uint64) (blocks uint64, differs bool, err error) {
+	return diff(pins, from, to, lba, limit, Entry.differs)
+}
+
+// DiffPlaces is Diff, but that blocks are alike iff they are in the same place, or in the same version.
+func DiffPlaces(pins *Pins, from, to Root, lba, limit uint64) (blocks uint64, differs bool, err error) {
+	return diff(pins, from, to, lba, limit, func(e, f Entry) bool { return e.Addr != f.Addr })
+}
+
+func diff(pins *Pins, from, to Root, lba, limit uint64, unlike func(e, f Entry) bool) (blocks uint64, differs bool, err error) {
 	a, b := &from.c, &to.c
 	if known, differs := compare(a, b, rootLevel); known {
 		return min(MaxBlocks-lba, limit), differs, nil
@@ -20,7 +29,7 @@ func Diff(pins *Pins, from, to Root, lba, limit uint64) (blocks uint64, differs 
 			return 0, false, err
 		}
 		if level == 0 {
-			blocks, differs = diffLeaves(n, m, int(lba-first), min(limit, leafSlots))
+			blocks, differs = diffLeaves(n, m, int(lba-first), min(limit, leafSlots), unlike)
 			return blocks, differs, nil
 		}
 		i := slotOf(lba, level)
@@ -60,6 +69,8 @@ func (p *Pins) compared(c *child, level int, first uint64) (*node, error) {
 		return &emptyNode, nil
 	case c.node != nil:
 		return c.node, nil
+	case c.placed:
+		return untouched(level, first, c.epoch, 0, 0), nil
 	}
 	return p.find(c, level, first)
 }
@@ -75,11 +86,11 @@ func (n *node) childOrNone(i int) *child {
 }
 
 // diffLeaves compares two leaves from slot i on.
-func diffLeaves(n, m *node, i int, limit uint64) (blocks uint64, differs bool) {
+func diffLeaves(n, m *node, i int, limit uint64, unlike func(e, f Entry) bool) (blocks uint64, differs bool) {
 	end := min(i+int(limit), leafSlots)
-	differs = n.entry(i).differs(m.entry(i))
+	differs = unlike(n.entry(i), m.entry(i))
 	j := i + 1
-	for j < end && n.entry(j).differs(m.entry(j)) == differs {
+	for j < end && unlike(n.entry(j), m.entry(j)) == differs {
 		j++
 	}
 	return uint64(j - i), differs

@@ -16,7 +16,7 @@ func lostEntry(epoch uint64) Entry { return Entry{Addr: lostAddr, Epoch: epoch} 
 func (e Entry) Lost() bool { return e.Addr == lostAddr }
 
 // Stored tells whether the block's data lies in the log.
-func (e Entry) Stored() bool { return e.Mapped() && !e.Lost() }
+func (e Entry) Stored() bool { return e.Mapped() && !e.Lost() && e.Addr&versionBit == 0 }
 
 // What is wrong with a node that can be read.
 var (

@@ -15,9 +15,12 @@ type child struct {
 	mapped uint64 // blocks below that hold data
 	tomb   bool   // everything below was discarded in epoch
 	lost   bool   // what lies below cannot be read any more
+	placed bool   // all below is in its volume's file as it was found
 }
 
-func (c *child) empty() bool { return c.node == nil && c.ptr.Addr == 0 && !c.tomb && !c.lost }
+func (c *child) empty() bool {
+	return c.node == nil && c.ptr.Addr == 0 && !c.tomb && !c.lost && !c.placed
+}
 
 // newest is the newest epoch below the child.
 func (c *child) newest() uint64 {

@@ -62,14 +62,8 @@ func (r Root) lookupLeaf(pins *Pins, lba uint64, out []Entry) (int, error) {
 		first := lba &^ (span(level) - 1)
 		if c.node == nil && c.ptr.Addr == 0 {
 			rest := int(min(first+span(level)-lba, uint64(len(out))))
-			e := Entry{}
-			if c.tomb {
-				e.Epoch = c.epoch
-			} else if c.lost {
-				e = lostEntry(c.epoch)
-			}
 			for i := range rest {
-				out[i] = e
+				out[i] = c.entry(lba + uint64(i))
 			}
 			return rest, nil
 		}
@@ -92,6 +86,19 @@ func (r Root) lookupLeaf(pins *Pins, lba uint64, out []Entry) (int, error) {
 	}
 }
 
+// entry is what a child without a node says about a block.
+func (c *child) entry(lba uint64) Entry {
+	switch {
+	case c.tomb:
+		return Entry{Epoch: c.epoch}
+	case c.lost:
+		return lostEntry(c.epoch)
+	case c.placed:
+		return InPlace(Version(lba), c.epoch)
+	}
+	return Entry{}
+}
+
 // Run tells whether the block lba holds data, and for how many blocks from there on,
 // at most limit, the same is known from one subtree: at least 1, maybe not all that are alike. If a
 // node is not in memory it returns a *Miss.
@@ -102,7 +109,7 @@ func (r Root) Run(pins *Pins, lba, limit uint64) (blocks uint64, mapped bool, er
 		if c.empty() || c.tomb || c.mappedBlocks() == 0 {
 			return min(first+span(level)-lba, limit), false, nil
 		}
-		if c.lost {
+		if c.lost || c.placed {
 			return min(first+span(level)-lba, limit), true, nil
 		}
 		n := c.node
@@ -140,7 +147,7 @@ func (r Root) NextNewer(pins *Pins, lba, since uint64) (at, passed uint64, found
 }
 
 func (c *child) nextNewer(pins *Pins, level int, first, lba, since uint64, passed *uint64) (uint64, bool, error) {
-	if c.mappedBlocks() == 0 || c.newest() <= since || c.lost && level > 0 {
+	if c.mappedBlocks() == 0 || c.newest() <= since || (c.lost || c.placed) && level > 0 {
 		*passed += c.mappedBlocks()
 		return 0, false, nil
 	}
@@ -251,6 +258,10 @@ func (t *Tree) own(pins *Pins, c *child, level int, first uint64) (*node, error)
 		n := unreadable(level, first, c.epoch, t.owner, t.gen)
 		t.dirty += n.memory()
 		return n, nil
+	case c.placed:
+		n := untouched(level, first, c.epoch, t.owner, t.gen)
+		t.dirty += n.memory()
+		return n, nil
 	case c.ptr.Addr == 0:
 		n := newNode(level, first, t.owner, t.gen)
 		t.dirty += n.memory()
@@ -303,7 +314,7 @@ func (t *Tree) link(p *path, lba uint64) {
 	}
 }
 
-// Set maps the blocks from lba on. Each entry's Epoch must be the tree's, or where a block
+// Set maps the blocks from lba on; an entry without an address is a tombstone. Each entry's Epoch must be the tree's, or where a block
 // only gets another place, that of the entry it replaces. On an
 // error (damage or I/O below a node that had to be loaded) blocks before the
 // failing leaf are set and the rest is unchanged.
@@ -317,27 +328,33 @@ func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {
 		leaf := p[0]
 		i := int(lba & (leafSlots - 1))
 		count := min(leafSlots-i, len(entries))
-		var added uint64
+		var added int64
 		before := cap(leaf.entries)
 		for k := range count {
-			old := leaf.entry(i + k)
-			if !old.Mapped() {
-				added++
-			}
-			if !old.Mapped() || old.Epoch <= t.since { // else the old block dies
-				t.live++
-			}
-			leaf.setEntry(i+k, entries[k])
+			old, now := leaf.entry(i+k), entries[k]
+			added += count1(now.Mapped()) - count1(old.Mapped())
+			t.live += count1(now.takesRoom()) - count1(old.takesRoom() && old.Epoch > t.since)
+			leaf.setEntry(i+k, now)
 		}
 		t.dirty += entryBytes * int64(cap(leaf.entries)-before)
 		leaf.epoch = max(leaf.epoch, t.owner)
 		for _, n := range p {
-			n.mapped += added
+			n.mapped = uint64(int64(n.mapped) + added)
 		}
 		lba += uint64(count)
 		entries = entries[count:]
 	}
 	return nil
+}
+
+// takesRoom tells whether an entry's block takes room in the log, or did when it was lost.
+func (e Entry) takesRoom() bool { return e.Mapped() && e.Addr&versionBit == 0 }
+
+func count1(is bool) int64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // Clear makes count blocks from lba on read as zeros. With keep, tombstones of the
@@ -407,7 +424,7 @@ func (t *Tree) clearLeaf(n *node, first, lo, hi uint64, keep bool) {
 		e := n.entry(i)
 		if e.Mapped() {
 			n.mapped--
-			if e.Epoch > t.since {
+			if e.takesRoom() && e.Epoch > t.since {
 				t.live--
 			}
 		}

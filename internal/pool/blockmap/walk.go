@@ -14,6 +14,9 @@ func (p *Pins) resident(c *child, level int, first uint64) (*node, error) {
 	if c.lost {
 		return unreadable(level, first, c.epoch, 0, 0), nil
 	}
+	if c.placed {
+		return untouched(level, first, c.epoch, 0, 0), nil
+	}
 	return p.fetch(c, level, first)
 }
 
@@ -60,7 +63,7 @@ func (s *Store) exclusive(ctx context.Context, c *child, others []*child, level 
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if c.newest() <= since || c.mappedBlocks() == 0 || c.lost {
+	if c.newest() <= since || c.mappedBlocks() == 0 || c.lost || c.placed {
 		return 0, nil
 	}
 	var left []*child // others that hold anything here
@@ -112,8 +115,8 @@ func (c *child) same(o *child) bool {
 	if c.node != nil && c.node == o.node {
 		return true
 	}
-	if c.lost || o.lost {
-		return c.lost == o.lost && c.epoch == o.epoch
+	if c.lost || o.lost || c.placed || o.placed {
+		return c.lost == o.lost && c.placed == o.placed && c.epoch == o.epoch
 	}
 	a, b := c.place(), o.place()
 	return a.Addr != 0 && a == b
@@ -147,7 +150,7 @@ const NoData = ^uint64(0)
 
 // walked tells whether there may be anything of its own at or below c.
 func (o Own) walked(c *child) bool {
-	return !c.empty() && !c.tomb && !c.lost && c.newest() > min(o.Data, o.Nodes)
+	return !c.empty() && !c.tomb && !c.lost && !c.placed && c.newest() > min(o.Data, o.Nodes)
 }
 
 // Check reads the nodes that lead to what is a root's own, past the cache, and calls visit for its own entries and for

@@ -62,8 +62,11 @@ type State struct {
 	Labels    map[string]string
 	Protected bool
 	Automatic bool
-	Group     uuid.UUID
-	GroupSize int
+	// DropWhenFull: it may be given up where there is no room for what it needs kept.
+	DropWhenFull bool
+	Pending      bool // of an inplace volume whose file was not synced yet: nobody may see it
+	Group        uuid.UUID
+	GroupSize    int
 
 	// The snapshot that a bookmark was made of, as it was then.
 	Of          string // its name
@@ -81,6 +84,31 @@ type Volume struct {
 	Origin     string // VOLUME@NAME it was cloned from
 	Incomplete bool
 	Head       uint64 // a state's ID
+	Place      *Place // of an inplace volume
+	Base       uint64 // the number of the inplace volume in whose file its blocks may lie: itself, or what it was cloned from; 0: none
+	KeptOf     uint64 // the number of the inplace volume that this one keeps versions of, which nobody sees
+}
+
+// Place is the file of an inplace volume. Places in a Catalogue are never changed, but replaced.
+type Place struct {
+	Path     string
+	Kept     uint64 // the number of the internal volume
+	Next     uint64 // version: all below were given; no less than what the log says
+	ReadOnly bool
+	// Bases are states that have what is in place where a rollback has not been copied back yet.
+	Bases []uint64
+	Seal  Seal
+	// Suspect is the newest state that there was when somebody else was found to have changed the file, 0: never. What it and
+	// older ones have in place is not to be relied on, nor what was kept since, which is marked with SuspectEpoch or newer.
+	Suspect, SuspectEpoch uint64
+}
+
+// Seal is what a file was when its volume was closed; zero while it is in use.
+type Seal struct {
+	Closed    bool   `cbor:"1,keyasint,omitempty"`
+	SizeBytes int64  `cbor:"2,keyasint,omitempty"`
+	ModTime   int64  `cbor:"3,keyasint,omitempty"` // Unix nanoseconds
+	Sample    uint32 `cbor:"4,keyasint,omitempty"` // CRC32C of some of its blocks
 }
 
 // Catalogue is the present. It is for one writer at a time, or many readers.
@@ -185,6 +213,15 @@ func (c *Catalogue) SnapshotCount(v *Volume) int { return len(c.named[v.Number])
 
 // BookmarkCount counts the bookmarks of a volume.
 func (c *Catalogue) BookmarkCount(v *Volume) int { return len(c.marks[v.Number]) }
+
+// SetNext notes which version a volume's file gives next.
+func (c *Catalogue) SetNext(number, next uint64) {
+	v := *c.volumes[number]
+	place := *v.Place
+	place.Next = max(place.Next, next)
+	v.Place = &place
+	c.volumes[number] = &v
+}
 
 // SetRoot gives a frozen state its map, or the same map by its place in the log.
 func (c *Catalogue) SetRoot(id uint64, r blockmap.Root) {

@@ -30,6 +30,21 @@ type volumeImage struct {
 	Origin     string            `cbor:"6,keyasint,omitempty"`
 	Incomplete bool              `cbor:"7,keyasint,omitempty"`
 	Head       uint64            `cbor:"8,keyasint"`
+	Place      *placeImage       `cbor:"9,keyasint,omitempty"`
+	KeptOf     uint64            `cbor:"10,keyasint,omitempty"`
+	Base       uint64            `cbor:"11,keyasint,omitempty"`
+}
+
+type placeImage struct {
+	Path     string   `cbor:"1,keyasint"`
+	Kept     uint64   `cbor:"2,keyasint"`
+	Next     uint64   `cbor:"3,keyasint"`
+	ReadOnly bool     `cbor:"4,keyasint,omitempty"`
+	Bases    []uint64 `cbor:"5,keyasint,omitempty"`
+	Seal     Seal     `cbor:"6,keyasint"`
+
+	Suspect      uint64 `cbor:"7,keyasint,omitempty"`
+	SuspectEpoch uint64 `cbor:"8,keyasint,omitempty"`
 }
 
 type stateImage struct {
@@ -49,6 +64,8 @@ type stateImage struct {
 	Automatic bool              `cbor:"14,keyasint,omitempty"`
 	Group     *uuid.UUID        `cbor:"15,keyasint,omitempty"`
 	GroupSize int               `cbor:"16,keyasint,omitempty"`
+	Pending   bool              `cbor:"20,keyasint,omitempty"`
+	Drop      bool              `cbor:"21,keyasint,omitempty"`
 
 	Of          string     `cbor:"17,keyasint,omitempty"` // of bookmarks, here and below
 	OfUUID      *uuid.UUID `cbor:"18,keyasint,omitempty"`
@@ -72,10 +89,15 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 		Quota: c.QuotaBytes, Reserve: c.ReserveBytes,
 	}
 	for _, v := range c.Volumes() {
-		im.Volumes = append(im.Volumes, volumeImage{
+		vi := volumeImage{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: nanos(v.CreatedAt),
-			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head,
-		})
+			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head, KeptOf: v.KeptOf, Base: v.Base,
+		}
+		if v.Place != nil {
+			p := placeImage(*v.Place)
+			vi.Place = &p
+		}
+		im.Volumes = append(im.Volumes, vi)
 	}
 	for _, s := range c.States() {
 		root := s.Root
@@ -90,7 +112,7 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 			ID: s.ID, Kind: s.Kind, Volume: s.Volume, Parent: s.Parent, Epoch: s.Epoch, SizeBytes: s.SizeBytes,
 			Name: s.Name, CreatedAt: nanos(s.CreatedAt), ExpiresAt: nanos(s.ExpiresAt), Labels: s.Labels,
 			Protected: s.Protected, Automatic: s.Automatic, GroupSize: s.GroupSize,
-			Of: s.Of, OfCreatedAt: nanos(s.OfCreatedAt),
+			Of: s.Of, OfCreatedAt: nanos(s.OfCreatedAt), Pending: s.Pending, Drop: s.DropWhenFull,
 		}
 		if s.Kind != Head {
 			si.UUID = &s.UUID
@@ -130,7 +152,11 @@ func Decode(p []byte) (*Catalogue, error) {
 		}
 		c.volumes[v.Number] = &Volume{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: unix(v.CreatedAt),
-			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head,
+			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head, KeptOf: v.KeptOf, Base: v.Base,
+		}
+		if v.Place != nil {
+			p := Place(*v.Place)
+			c.volumes[v.Number].Place = &p
 		}
 		c.byName[v.Name] = v.Number
 	}
@@ -144,7 +170,7 @@ func Decode(p []byte) (*Catalogue, error) {
 			ID: si.ID, Kind: si.Kind, Volume: si.Volume, Parent: si.Parent, Epoch: si.Epoch, SizeBytes: si.SizeBytes,
 			Name: si.Name, CreatedAt: unix(si.CreatedAt), ExpiresAt: unix(si.ExpiresAt), Labels: si.Labels,
 			Protected: si.Protected, Automatic: si.Automatic, GroupSize: si.GroupSize,
-			Of: si.Of, OfCreatedAt: unix(si.OfCreatedAt),
+			Of: si.Of, OfCreatedAt: unix(si.OfCreatedAt), Pending: si.Pending, DropWhenFull: si.Drop,
 		}
 		if si.UUID != nil {
 			s.UUID = *si.UUID
@@ -175,6 +201,9 @@ func (c *Catalogue) Verify() error {
 		if h := c.states[v.Head]; h == nil || h.Kind != Head || h.Volume != v.Number {
 			return fmt.Errorf("volume %q has no head", v.Name)
 		}
+		if err := c.verifyPlace(v); err != nil {
+			return fmt.Errorf("volume %q: %w", v.Name, err)
+		}
 	}
 	epochs := map[uint64]bool{}
 	for _, s := range c.states {
@@ -188,6 +217,25 @@ func (c *Catalogue) Verify() error {
 			return fmt.Errorf("two states wrote in epoch %d", s.Epoch)
 		}
 		epochs[s.Epoch] = true
+	}
+	return nil
+}
+
+// verifyPlace checks that an inplace volume and what keeps its versions name each other.
+func (c *Catalogue) verifyPlace(v *Volume) error {
+	if p := v.Place; p != nil {
+		kept := c.volumes[p.Kept]
+		if kept == nil || kept.KeptOf != v.Number || v.KeptOf != 0 || p.Next < FirstVersion {
+			return fmt.Errorf("volume %d, which should keep its versions, is not there", p.Kept)
+		}
+		for _, id := range p.Bases {
+			if s := c.states[id]; s == nil || s.Volume != v.Number {
+				return fmt.Errorf("its base %d is not there", id)
+			}
+		}
+	}
+	if of := c.volumes[v.KeptOf]; v.KeptOf != 0 && (of == nil || of.Place == nil || of.Place.Kept != v.Number) {
+		return fmt.Errorf("the volume %d that it keeps versions of is not there", v.KeptOf)
 	}
 	return nil
 }
@@ -211,6 +259,9 @@ func (c *Catalogue) verifyState(s *State) error {
 	case s.Kind == Bookmark && c.BookmarkByName(v, s.Name) != s:
 		return fmt.Errorf("it is the second bookmark %q of volume %q", s.Name, v.Name)
 	}
+	if v != nil && v.KeptOf != 0 {
+		return nil
+	}
 	return checkSize(s.SizeBytes)
 }
 
@@ -224,5 +275,5 @@ func (c *Catalogue) canDescend(s, p *State) bool {
 		return true
 	}
 	return p.Epoch == s.Epoch && s.Kind == Bookmark && p.Kind != Fork && (p.Kind != Bookmark || p.ID > s.ID) &&
-		len(c.children[p.ID]) == 1 && p.SizeBytes == s.SizeBytes && p.Root == s.Root
+		len(c.children[p.ID]) == 1 && p.SizeBytes == s.SizeBytes && p.Root.Settled() == s.Root.Settled()
 }

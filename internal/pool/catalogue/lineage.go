@@ -141,7 +141,7 @@ func (c *Catalogue) dissolve(id uint64) {
 		case s.Kind == Head || s.Kind == Snapshot:
 			return
 		case s.Kind == Bookmark: // stays, but what is above may have had it in between
-		case s.Kind == Hidden && len(c.dataChildren(s.ID, 2)) > 1:
+		case s.Kind == Hidden && (c.isBase(s) || len(c.dataChildren(s.ID, 2)) > 1):
 			return
 		case len(c.children[s.ID]) <= 1:
 			c.remove(s.ID)

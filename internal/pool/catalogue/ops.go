@@ -3,12 +3,14 @@ package catalogue
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/uuid"
 
 	"varve/internal/block"
+	"varve/internal/pool/blockmap"
 )
 
 // Op is a catalogue operation: exactly one of its fields is set. It is stored in
@@ -27,6 +29,9 @@ type Op struct {
 	CreateBookmark  *CreateBookmark  `cbor:"9,keyasint,omitempty"`
 	DeleteBookmark  *DeleteBookmark  `cbor:"10,keyasint,omitempty"`
 	SetPool         *SetPool         `cbor:"11,keyasint,omitempty"`
+	SetPlace        *SetPlace        `cbor:"12,keyasint,omitempty"`
+	Complete        *Complete        `cbor:"13,keyasint,omitempty"`
+	Settled         *Settled         `cbor:"14,keyasint,omitempty"`
 }
 
 // CreateVolume makes an empty volume, or, with From, a clone of that state.
@@ -41,7 +46,43 @@ type CreateVolume struct {
 	From       uint64            `cbor:"8,keyasint,omitempty"` // a state's ID
 	Origin     string            `cbor:"9,keyasint,omitempty"`
 	Incomplete bool              `cbor:"10,keyasint,omitempty"`
+	Place      *NewPlace         `cbor:"11,keyasint,omitempty"` // of an inplace volume
+	Base       uint64            `cbor:"12,keyasint,omitempty"` // the inplace volume in whose file blocks may lie
 }
+
+// NewPlace is the file of a new inplace volume, and the internal volume that comes with it.
+type NewPlace struct {
+	Path     string `cbor:"1,keyasint"`
+	ReadOnly bool   `cbor:"2,keyasint,omitempty"`
+	Kept     uint64 `cbor:"3,keyasint"` // number
+	KeptHead uint64 `cbor:"4,keyasint"` // state
+}
+
+// SetPlace tells what is known about the file of an inplace volume.
+type SetPlace struct {
+	Number  uint64 `cbor:"1,keyasint"`
+	Seal    Seal   `cbor:"2,keyasint"`
+	Changed bool   `cbor:"3,keyasint,omitempty"` // somebody else has changed the file
+}
+
+// Complete says that snapshots are whole: what they have in place is durable.
+type Complete struct {
+	IDs []uint64 `cbor:"1,keyasint"`
+}
+
+// Settled says that a rollback has been copied back.
+type Settled struct {
+	Number uint64 `cbor:"1,keyasint"`
+}
+
+// FirstVersion is the first number that is given to a version; lower ones are LBAs.
+const FirstVersion = uint64(block.MaxDeviceBytes / block.Size)
+
+// KeptBlocks is how many versions there are numbers for.
+const KeptBlocks = blockmap.MaxBlocks
+
+// keptName is the name of the internal volume of another one, which no user can give.
+func keptName(number uint64) string { return fmt.Sprintf("(kept of %d)", number) }
 
 // SetVolume replaces a volume's name and labels, and marks it complete.
 type SetVolume struct {
@@ -69,6 +110,8 @@ type CreateSnapshots struct {
 	Labels    map[string]string `cbor:"4,keyasint,omitempty"`
 	Group     uuid.UUID         `cbor:"5,keyasint"`
 	Of        []NewSnapshot     `cbor:"6,keyasint"`
+	// DropWhenFull: they may be given up where there is no room for what they need kept.
+	DropWhenFull bool `cbor:"7,keyasint,omitempty"`
 }
 
 // NewSnapshot is one volume's part of CreateSnapshots.
@@ -76,6 +119,8 @@ type NewSnapshot struct {
 	Volume uint64    `cbor:"1,keyasint"`
 	ID     uint64    `cbor:"2,keyasint"`
 	UUID   uuid.UUID `cbor:"3,keyasint"`
+	// Pending: it counts once a Complete names it.
+	Pending bool `cbor:"4,keyasint,omitempty"`
 }
 
 // DeleteSnapshots deletes several snapshots, all or none.
@@ -179,6 +224,18 @@ func (c *Catalogue) Apply(op *Op) error {
 		}
 		c.QuotaBytes, c.ReserveBytes = op.SetPool.QuotaBytes, op.SetPool.ReserveBytes
 		return nil
+	case op.SetPlace != nil:
+		return c.setPlace(op.SetPlace)
+	case op.Complete != nil:
+		for _, id := range op.Complete.IDs {
+			if c.snapshot(id) == nil {
+				return fmt.Errorf("complete: no snapshot %d", id)
+			}
+			c.replace(id, func(s *State) { s.Pending = false })
+		}
+		return nil
+	case op.Settled != nil:
+		return c.settled(op.Settled.Number)
 	}
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }
@@ -215,7 +272,7 @@ func (c *Catalogue) createVolume(o *CreateVolume) error {
 	}
 	c.volumes[o.Number] = &Volume{
 		Number: o.Number, UUID: o.UUID, Name: o.Name, Labels: maps.Clone(o.Labels), CreatedAt: unix(o.CreatedAt),
-		Origin: o.Origin, Incomplete: o.Incomplete, Head: o.HeadID,
+		Origin: o.Origin, Incomplete: o.Incomplete, Head: o.HeadID, Base: o.Base,
 	}
 	c.byName[o.Name] = o.Number
 	c.LastVolume = max(c.LastVolume, o.Number)
@@ -224,7 +281,67 @@ func (c *Catalogue) createVolume(o *CreateVolume) error {
 		ID: o.HeadID, Kind: Head, Volume: o.Number, Parent: parent, Epoch: c.LastEpoch,
 		SizeBytes: o.SizeBytes, CreatedAt: unix(o.CreatedAt),
 	})
+	if o.Place != nil {
+		return c.createPlace(o)
+	}
 	return nil
+}
+
+// createPlace makes a new volume an inplace one, and the internal volume that keeps its versions.
+func (c *Catalogue) createPlace(o *CreateVolume) error {
+	p := o.Place
+	if p.Kept <= c.LastVolume || p.KeptHead <= c.LastState || o.From != 0 {
+		return fmt.Errorf("create volume %q: the number of what it keeps is taken", o.Name)
+	}
+	v := c.volumes[o.Number]
+	v.Place = &Place{Path: p.Path, Kept: p.Kept, Next: FirstVersion, ReadOnly: p.ReadOnly}
+	kept := &Volume{Number: p.Kept, UUID: o.UUID, Name: keptName(o.Number), CreatedAt: unix(o.CreatedAt), Head: p.KeptHead, KeptOf: o.Number}
+	c.volumes[p.Kept] = kept
+	c.byName[kept.Name] = p.Kept
+	c.LastVolume = p.Kept
+	c.LastEpoch++
+	c.addState(&State{
+		ID: p.KeptHead, Kind: Head, Volume: p.Kept, Epoch: c.LastEpoch, SizeBytes: KeptBlocks * block.Size, CreatedAt: unix(o.CreatedAt),
+	})
+	return nil
+}
+
+func (c *Catalogue) changePlace(number uint64, change func(*Place)) error {
+	v := c.volumes[number]
+	if v == nil || v.Place == nil {
+		return fmt.Errorf("no inplace volume %d", number)
+	}
+	return c.changeVolume(number, func(v *Volume) {
+		p := *v.Place
+		change(&p)
+		v.Place = &p
+	})
+}
+
+func (c *Catalogue) setPlace(o *SetPlace) error {
+	return c.changePlace(o.Number, func(p *Place) {
+		if p.Seal = o.Seal; o.Changed {
+			c.LastEpoch++
+			p.Suspect, p.SuspectEpoch = c.LastState, c.LastEpoch
+			c.replace(c.volumes[p.Kept].Head, func(s *State) { s.Epoch = c.LastEpoch })
+		}
+	})
+}
+
+// settled lets the bases of a volume go.
+func (c *Catalogue) settled(number uint64) error {
+	var bases []uint64
+	err := c.changePlace(number, func(p *Place) { bases, p.Bases = p.Bases, nil })
+	for _, id := range bases {
+		c.dissolve(id)
+	}
+	return err
+}
+
+// isBase tells whether a state must stay until a rollback has been copied back.
+func (c *Catalogue) isBase(s *State) bool {
+	v := c.volumes[s.Volume]
+	return v != nil && v.Place != nil && slices.Contains(v.Place.Bases, s.ID)
 }
 
 func (c *Catalogue) changeVolume(number uint64, change func(*Volume)) error {
@@ -253,6 +370,14 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	}
 	parent := c.states[v.Head].Parent
 	c.remove(v.Head)
+	if v.Place != nil {
+		if err := c.settled(number); err != nil {
+			return err
+		}
+		if err := c.deleteVolume(v.Place.Kept); err != nil {
+			return err
+		}
+	}
 	c.dissolve(parent)
 	for _, b := range c.Bookmarks(v) {
 		if err := c.deleteBookmark(b.ID); err != nil {
@@ -274,7 +399,7 @@ func (c *Catalogue) createSnapshots(o *CreateSnapshots) error {
 		}
 		c.freeze(v, &State{
 			ID: n.ID, UUID: n.UUID, Name: o.Name, CreatedAt: unix(o.CreatedAt), ExpiresAt: unix(o.ExpiresAt),
-			Labels: maps.Clone(o.Labels), Group: o.Group, GroupSize: len(o.Of),
+			Labels: maps.Clone(o.Labels), Group: o.Group, GroupSize: len(o.Of), Pending: n.Pending, DropWhenFull: o.DropWhenFull,
 		})
 		c.LastEpoch++
 		c.replace(v.Head, func(s *State) { s.Epoch = c.LastEpoch })
@@ -315,5 +440,8 @@ func (c *Catalogue) rollback(o *Rollback) error {
 	c.LastEpoch++
 	c.replace(v.Head, func(s *State) { s.Epoch, s.SizeBytes = c.LastEpoch, to.SizeBytes })
 	c.reparent(v.Head, c.tip(o.To))
-	return nil
+	if v.Place == nil {
+		return nil
+	}
+	return c.changePlace(o.Volume, func(p *Place) { p.Bases = append(slices.Clone(p.Bases), o.KeptID) })
 }

@@ -42,22 +42,27 @@ type Kind uint8
 
 // The kinds of entries. docs/format.md gives their bytes.
 const (
-	KindData       Kind = 1 // payload blocks for a volume
-	KindClear      Kind = 2 // a range of a volume reads as zeros from here on
-	KindCatalogue  Kind = 3 // a catalogue operation, in the header
-	KindBlob       Kind = 4 // payload blocks that only pointers give a meaning: map nodes, catalogue images
-	KindCheckpoint Kind = 5 // a checkpoint record, in the header
-	KindOpen       Kind = 6 // the pool was opened: the log goes on in a new segment
-	KindMove       Kind = 7 // payload blocks that a volume has already, at new places
+	KindData       Kind = 1  // payload blocks for a volume
+	KindClear      Kind = 2  // a range of a volume reads as zeros from here on
+	KindCatalogue  Kind = 3  // a catalogue operation, in the header
+	KindBlob       Kind = 4  // payload blocks that only pointers give a meaning: map nodes, catalogue images
+	KindCheckpoint Kind = 5  // a checkpoint record, in the header
+	KindOpen       Kind = 6  // the pool was opened: the log goes on in a new segment
+	KindMove       Kind = 7  // payload blocks that a volume has already, at new places
+	KindTouch      Kind = 8  // blocks of an inplace volume are about to change: they get new versions
+	KindBack       Kind = 9  // blocks of an inplace volume lie in its file again, as new versions with the same content
+	KindZero       Kind = 10 // a range of a volume reads as zeros, which is more than that nothing is known of it
 )
 
 // Entry is one record of a batch.
 type Entry struct {
 	Kind   Kind
-	Volume uint64 // Data, Clear, Move: the volume's number
-	LBA    uint64 // Data, Clear, Move: first block
-	Count  uint64 // Clear: blocks; Data, Blob and Move: payload blocks
-	Epoch  uint64 // Data, Move: the volume's, so that a segment alone tells whose its blocks are
+	Volume uint64 // of all but Catalogue, Blob, Checkpoint and Open: the volume's number
+	LBA    uint64 // first block
+	Count  uint64 // blocks; of Data, Blob and Move: payload blocks
+	Epoch  uint64 // Data, Move, Touch, Zero: the volume's, so that a segment alone tells whose its blocks are
+	// Version, of Touch and Back, is the first block's; the others follow it.
+	Version uint64
 
 	// Payload is what Data, Blob and Move store: Count blocks in all, cut into slices of
 	// whole blocks in any way. Nil when read back.
@@ -86,6 +91,8 @@ func (e *Entry) encodedLen() int {
 		return 32 + 4*int(e.Count)
 	case KindClear:
 		return 32
+	case KindTouch, KindBack, KindZero:
+		return 40
 	case KindBlob:
 		return 8 + 4*int(e.Count)
 	case KindCatalogue, KindCheckpoint:
@@ -112,6 +119,9 @@ const MaxHeaderBlocks = 64
 
 // MaxPayloadBlocks bounds a batch; a longer write is several batches.
 const MaxPayloadBlocks = 2048
+
+// MaxTouched bounds the blocks of a Touch, Back or Zero.
+const MaxTouched = 1 << 20
 
 // maxSeq is more batches than there is time for.
 const maxSeq = 1 << 62
@@ -176,6 +186,12 @@ func encodeHeader(buf []byte, h *header, entries []Entry, salt uint64) {
 			le.PutUint64(p[8:], e.Volume)
 			le.PutUint64(p[16:], e.LBA)
 			le.PutUint64(p[24:], e.Count)
+		case KindTouch, KindBack, KindZero:
+			le.PutUint32(p[4:], uint32(e.Count))
+			le.PutUint64(p[8:], e.Volume)
+			le.PutUint64(p[16:], e.LBA)
+			le.PutUint64(p[24:], e.Epoch)
+			le.PutUint64(p[32:], e.Version)
 		case KindBlob:
 			le.PutUint32(p[4:], uint32(e.Count))
 			for j, c := range e.CRCs {
@@ -266,6 +282,12 @@ func parseEntries(buf []byte, h *header) ([]Entry, bool) {
 				return nil, false
 			}
 			e.Volume, e.LBA, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:])
+		case KindTouch, KindBack, KindZero:
+			if n < 1 || n > MaxTouched || len(p) < 40 {
+				return nil, false
+			}
+			e.Volume, e.LBA, e.Epoch, e.Count = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:]), uint64(n)
+			e.Version = le.Uint64(p[32:])
 		case KindBlob:
 			if n < 1 || n > MaxPayloadBlocks || len(p) < 8+4*n {
 				return nil, false

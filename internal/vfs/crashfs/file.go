@@ -163,6 +163,21 @@ func (f *file) PunchHole(off, length int64) error {
 	}, nil)
 }
 
+func (f *file) NextData(off int64) (from, to int64, err error) {
+	err = f.fs.look(Op{Kind: Stat, Path: f.name}, func() error {
+		content := &f.in.cached.content
+		for from = off; from < content.size && content.page(from) == nil; {
+			from = min(from-from%pageSize+pageSize, content.size)
+		}
+		from = min(from, content.size)
+		for to = from; to < content.size && content.page(to) != nil; {
+			to = min(to-to%pageSize+pageSize, content.size)
+		}
+		return f.check(off, 0)
+	})
+	return from, to, err
+}
+
 func (f *file) Sync() error {
 	op := Op{Kind: Sync, Path: f.name}
 	return f.fs.change(op, func() error {

@@ -105,6 +105,9 @@ func (f *FS) Open(name string) (vfs.File, error) { return f.open(name, true) }
 // OpenReadOnly is vfs.FS.
 func (f *FS) OpenReadOnly(name string) (vfs.File, error) { return f.open(name, false) }
 
+// OpenDisk is vfs.FS.
+func (f *FS) OpenDisk(name string, write bool) (vfs.File, error) { return f.open(name, write) }
+
 func (f *FS) open(name string, writable bool) (vfs.File, error) {
 	op := Op{Kind: Open, Path: clean(name)}
 	var file *file

@@ -1,0 +1,318 @@
+package pool_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"sync"
+	"testing"
+
+	"varve/internal/block"
+	"varve/internal/pool"
+	"varve/internal/vfs"
+	"varve/internal/vfs/crashfs"
+)
+
+// inplaceActions are what crashes come in the middle of. Each is done to a volume of 16 blocks with snapshots old (of which a
+// part was overwritten since) and new, a bookmark mark and a clone of old.
+var inplaceActions = map[string]func(d *inplace){
+	"first write": func(d *inplace) { d.submit(writeOp(0, 3*block.Size), writeOp(40000, 1000)) },
+	"rewrite":     func(d *inplace) { d.submit(writeOp(8*block.Size, block.Size)) },
+	"zero":        func(d *inplace) { d.submit(op(block.OpZero, 0, 5*block.Size+100)) },
+	"discard":     func(d *inplace) { d.submit(op(block.OpDiscard, 0, 16*block.Size)) },
+	"flush": func(d *inplace) {
+		d.submit(writeOp(0, 8192))
+		d.flush()
+	},
+	"snapshot": func(d *inplace) { d.snapshot("third") },
+	"write and snapshot": func(d *inplace) {
+		d.submit(writeOp(4096, 8192))
+		d.snapshot("third")
+	},
+	"delete":   func(d *inplace) { d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: "new"}})) },
+	"rollback": func(d *inplace) { d.rollback("old") },
+	"rollback and copy back": func(d *inplace) {
+		d.rollback("old")
+		d.must(d.p.CopyBack(ctx, "v", nil))
+	},
+	"write while a rollback is not copied back": func(d *inplace) {
+		d.rollback("old")
+		d.submit(writeOp(8*block.Size+100, 5000))
+	},
+	"two rollbacks": func(d *inplace) {
+		d.rollback("old")
+		d.rollback("new")
+		d.must(d.p.CopyBack(ctx, "v", nil))
+	},
+	"write to the clone": func(d *inplace) {
+		dev, err := d.p.OpenVolume("clone")
+		d.must(err)
+		o := writeOp(100, 8192)
+		dev.Submit(ctx, []*block.Op{o})
+		d.must(o.Err)
+		d.must(dev.Close())
+	},
+	"reclaim": func(d *inplace) {
+		d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: "new"}}))
+		d.must(d.p.Cycle(ctx))
+	},
+	"checkpoint": func(d *inplace) { d.must(d.p.Checkpoint(ctx)) },
+	"close":      func(d *inplace) { d.must(d.p.Close(ctx)) },
+}
+
+func (d *inplace) rollback(to string) {
+	d.tb.Helper()
+	kept, _, err := d.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: to})
+	d.must(err)
+	d.snapshots[kept.Name] = d.head.clone()
+	d.head = d.snapshots[to].clone()
+	clear(d.dirty)
+	d.clock.now = d.clock.now.Add(1e9)
+}
+
+func inplaceSetup(t *testing.T) *inplace {
+	d := newInplace(t, 16*block.Size, 1)
+	d.snapshot("old")
+	d.submit(writeOp(7*block.Size, 4*block.Size))
+	_, err := d.p.CreateBookmark(ctx, pool.SnapshotRef{Volume: "v", Name: "old"}, "mark")
+	d.must(err)
+	d.bookmarks["mark"] = d.snapshots["old"].clone()
+	_, _, err = d.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "v", Name: "old"}, pool.VolumeSpec{Name: "clone"})
+	d.must(err)
+	d.submit(writeOp(12*block.Size, block.Size))
+	d.snapshot("new")
+	d.submit(writeOp(8*block.Size, 2*block.Size))
+	d.flush()
+	return d
+}
+
+// TestInplaceAtEveryCrash crashes at every operation of the file system that an action takes: no snapshot that was there has
+// changed, none is half made, the head has what was flushed, and what differs from a snapshot is told.
+func TestInplaceAtEveryCrash(t *testing.T) {
+	for _, name := range slices.Sorted(maps.Keys(inplaceActions)) {
+		t.Run(name, func(t *testing.T) {
+			d := inplaceSetup(t)
+			before := d.head.clone()
+			known := maps.Clone(d.snapshots)
+			images := 0
+			d.fs.OnOp(func(n int, o crashfs.Op, err error) {
+				policies := append(crashfs.Policies(len(d.fs.Pending())), crashfs.ProcessCrash, crashfs.Random(uint64(n)))
+				for _, p := range policies {
+					images++
+					after := &afterCrash{
+						tb:     located{t, new(fmt.Sprintf("crash after operation %d (%v: %v), %v", n, o, err, p))},
+						fs:     d.fs.CrashImage(p),
+						before: before, known: known, clock: d.clock,
+						deletes: name == "delete" || name == "reclaim",
+					}
+					after.look()
+				}
+			})
+			inplaceActions[name](d)
+			d.fs.OnOp(nil)
+			_ = d.p.Close(ctx)
+			t.Logf("%d crashes", images)
+		})
+	}
+}
+
+// afterCrash looks at what a crash has left.
+type afterCrash struct {
+	tb      located
+	fs      *crashfs.FS
+	clock   *clock
+	before  heldState            // the head, all of it flushed
+	known   map[string]heldState // snapshots
+	deletes bool                 // of new
+}
+
+func (a *afterCrash) look() {
+	opts := options(a.fs, a.clock)
+	opts.OnEvent = func(e pool.Event) {
+		if e.Kind != pool.EventRecovered {
+			a.tb.Fatalf("event %+v", e)
+		}
+	}
+	d := &inplace{tb: a.tb, fs: a.fs, opts: opts, clock: a.clock}
+	d.open()
+	defer func() { _ = d.p.Close(ctx) }()
+	head := d.read("v")
+	there := map[string][]byte{}
+	list, err := d.p.Snapshots("v")
+	d.must(err)
+	for _, s := range list {
+		there[s.Name] = d.read("v@" + s.Name)
+	}
+	for name, c := range a.known {
+		if there[name] == nil && a.deletes && name == "new" {
+			continue
+		}
+		if !bytes.Equal(there[name], c.data) {
+			a.tb.Fatalf("snapshot %s is not what it was", name)
+		}
+	}
+	if clone := d.read("clone"); !bytes.Equal(clone[3*block.Size:], a.known["old"].data[3*block.Size:]) {
+		a.tb.Fatalf("the clone is not what it was")
+	}
+	// What differs is told.
+	for _, from := range []pool.PointRef{{Volume: "v", Name: "old"}, {Volume: "v", Name: "mark", Bookmark: true}} {
+		changed := map[int64]bool{}
+		diff, err := d.p.OpenDiff(from, pool.PointRef{Volume: "v"})
+		d.must(err)
+		d.must(diff.Each(ctx, func(off, length int64) error {
+			for b := off / block.Size; b*block.Size < off+length; b++ {
+				changed[b] = true
+			}
+			return nil
+		}))
+		diff.Close()
+		for b := range int64(16) {
+			if lo, hi := b*block.Size, (b+1)*block.Size; !changed[b] && !bytes.Equal(head[lo:hi], a.known["old"].data[lo:hi]) {
+				a.tb.Fatalf("block %d differs from %s, and the diff does not say so", b, from)
+			}
+		}
+	}
+	// Overwriting everything changes no snapshot, and a rollback to it is complete.
+	dev, err := d.p.OpenVolume("v")
+	d.must(err)
+	all := writeOp(0, 16*block.Size)
+	dev.Submit(ctx, []*block.Op{all})
+	d.must(all.Err)
+	d.must(dev.Close())
+	for name, content := range there {
+		if !bytes.Equal(d.read("v@"+name), content) {
+			a.tb.Fatalf("snapshot %s changes when the volume is overwritten", name)
+		}
+	}
+	_, _, err = d.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: "old"})
+	d.must(err)
+	d.must(d.p.CopyBack(ctx, "v", nil))
+	if !bytes.Equal(d.read("v"), a.known["old"].data) {
+		a.tb.Fatalf("after a rollback the volume is not the snapshot")
+	}
+	for name, content := range there {
+		if !bytes.Equal(d.read("v@"+name), content) {
+			a.tb.Fatalf("snapshot %s changes when the volume is rolled back", name)
+		}
+	}
+	report, err := d.p.Check(ctx, nil)
+	d.must(err)
+	if len(report.Damage) > 0 {
+		a.tb.Fatalf("check: %+v", report.Damage)
+	}
+}
+
+// TestInplaceHeadKeepsWhatWasFlushed: what a flush has covered is there after a power cut.
+func TestInplaceHeadKeepsWhatWasFlushed(t *testing.T) {
+	d := inplaceSetup(t)
+	d.submit(writeOp(0, 16*block.Size))
+	d.flush()
+	d.crash(crashfs.DropAll, true)
+	d.verify()
+	d.must(d.p.Close(ctx))
+}
+
+// TestInplaceUnderLoad: writers overwrite a volume while snapshots of it are made, read, compared and deleted: each is of one instant, in which every
+// writer's last acknowledged write is, and stays as it was.
+func TestInplaceUnderLoad(t *testing.T) {
+	const blocks, writers, rounds = 64, 4, 300
+	dir := t.TempDir()
+	file := path.Join(dir, "disk")
+	p := openInplaceOS(t, dir, file, blocks*block.Size)
+	work, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	// Each writer has blocks of its own, and writes a number into the first of them before the second.
+	for w := range writers {
+		dev, err := p.OpenVolume("v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer func() { _ = dev.Close() }()
+			for n := uint32(1); work.Err() == nil; n++ {
+				for _, lba := range []int64{int64(w), int64(w + writers + int(n)%8*writers)} {
+					o := &block.Op{Kind: block.OpWrite, Offset: lba * block.Size, Length: block.Size, Data: bytes.Repeat([]byte{byte(n), byte(n >> 8)}, block.Size/2)}
+					if dev.Submit(ctx, []*block.Op{o}); o.Err != nil {
+						t.Errorf("write: %v", o.Err)
+						return
+					}
+				}
+			}
+		})
+	}
+	sums := map[string]uint32{}
+	for n := range rounds {
+		name := fmt.Sprintf("s%d", n)
+		if _, _, err := p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+		content := contentOf(t, p, "v@"+name)
+		for range 5 { // while its blocks are overwritten for the first time
+			if again := contentOf(t, p, "v@"+name); !bytes.Equal(again, content) {
+				t.Fatalf("snapshot %s changes while it is read", name)
+			}
+		}
+		for w := range writers {
+			first := int(content[w*block.Size]) | int(content[w*block.Size+1])<<8
+			for k := range 8 {
+				at := (w + writers + k*writers) * block.Size
+				if second := int(content[at]) | int(content[at+1])<<8; second > first {
+					t.Fatalf("snapshot %s has write %d of writer %d and not the one before it (%d)", name, second, w, first)
+				}
+			}
+		}
+		sums[name] = sum(content)
+		if n%3 == 2 {
+			gone := fmt.Sprintf("s%d", n-1)
+			if err := p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: gone}}); err != nil {
+				t.Fatal(err)
+			}
+			delete(sums, gone)
+		}
+	}
+	stop()
+	wg.Wait()
+	for name, want := range sums {
+		if sum(contentOf(t, p, "v@"+name)) != want {
+			t.Errorf("snapshot %s has changed", name)
+		}
+	}
+	if err := p.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openInplaceOS(t *testing.T, dir, file string, size int64) *pool.Pool {
+	t.Helper()
+	o := pool.Options{FS: vfs.OS(), Dir: path.Join(dir, "pool"), SegmentBytes: 1 << 20, CheckpointBytes: 4 << 20, MapCacheBytes: 1 << 20}
+	if err := pool.Create(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	p, err := pool.Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.AdoptVolume(ctx, pool.PlaceSpec{Name: "v", Path: file, SizeBytes: size}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func contentOf(t *testing.T, p *pool.Pool, name string) []byte {
+	t.Helper()
+	dev, err := openEither(p, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dev.Close() }()
+	b := make([]byte, dev.SizeBytes())
+	for off := 0; off < len(b); off += block.Size {
+		if err := dev.ReadAt(ctx, b[off:min(off+block.Size, len(b))], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}

@@ -1,0 +1,81 @@
+package pool_test
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"varve/internal/block"
+	"varve/internal/pool"
+	"varve/internal/vfs"
+)
+
+// beforeRead is a file system in which something happens just before the disk of an inplace volume is read.
+type beforeRead struct {
+	vfs.FS
+	do func()
+}
+
+func (f *beforeRead) OpenDisk(name string, write bool) (vfs.File, error) {
+	file, err := f.FS.OpenDisk(name, write)
+	return &readFile{file, f}, err
+}
+
+type readFile struct {
+	vfs.File
+	fs *beforeRead
+}
+
+func (f *readFile) ReadAt(p []byte, off int64) (int, error) {
+	if do := f.fs.do; do != nil {
+		f.fs.do = nil
+		do()
+	}
+	return f.File.ReadAt(p, off)
+}
+
+// TestReaderOfASnapshotLooksAgain: a block of a snapshot is in place when it is looked up, and is kept and overwritten before it is read.
+func TestReaderOfASnapshotLooksAgain(t *testing.T) {
+	d := newInplace(t, 16*block.Size, 1)
+	d.snapshot("s")
+	_, _, err := d.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "v", Name: "s"}, pool.VolumeSpec{Name: "clone"})
+	d.must(err)
+	d.must(d.p.Close(ctx))
+	fs := &beforeRead{FS: d.fs}
+	d.opts.FS = fs
+	d.open()
+	lba := int64(0)
+	overwrite := func() {
+		dev, err := d.p.OpenVolume("v")
+		d.must(err)
+		o := writeOp(lba*block.Size, block.Size)
+		dev.Submit(ctx, []*block.Op{o})
+		d.must(errors.Join(o.Err, dev.Close()))
+	}
+	want := d.snapshots["s"].data
+	for _, name := range []string{"v@s", "clone"} {
+		dev, err := openEither(d.p, name)
+		d.must(err)
+		fs.do = overwrite
+		got := make([]byte, block.Size)
+		d.must(dev.ReadAt(ctx, got, lba*block.Size))
+		if !bytes.Equal(got, want[lba*block.Size:(lba+1)*block.Size]) {
+			t.Errorf("%s: what a writer has put there since is read", name)
+		}
+		d.must(dev.Close())
+		lba++
+	}
+	// A write to a part of a block reads the rest of it.
+	dev, err := d.p.OpenVolume("clone")
+	d.must(err)
+	fs.do = overwrite
+	part := writeOp(lba*block.Size+100, 10)
+	dev.Submit(ctx, []*block.Op{part})
+	d.must(part.Err)
+	got := make([]byte, 100)
+	d.must(dev.ReadAt(ctx, got, lba*block.Size))
+	if !bytes.Equal(got, want[lba*block.Size:lba*block.Size+100]) {
+		t.Error("the rest of a block that is written in part is what a writer has put into the volume since")
+	}
+	d.must(errors.Join(dev.Close(), d.p.Close(ctx)))
+}

@@ -1,0 +1,452 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"path"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/vfs"
+)
+
+// place is the file of an inplace volume while the pool is open: see docs/design/inplace.md.
+//
+// Lock order: a reservation of ranges; leadership of the committer; gate; mu.
+type place struct {
+	pool     *Pool
+	volume   *volume
+	kept     *volume // what is not in the file any more, by version
+	path     string
+	readOnly bool
+
+	next    atomic.Uint64 // version; given by the committer's leader
+	pending atomic.Bool   // a rollback is not copied back yet
+	ranges  ranges
+	// gate is held shared from when a writer has looked at the epoch until it is in the file, and alone while the epoch changes.
+	gate sync.RWMutex
+
+	mu     sync.Mutex
+	file   vfs.File
+	lock   io.Closer
+	broken error // why there is no file, or none that can be relied on
+	inUse  atomic.Bool
+}
+
+// newPlace describes the file of a volume, and opens nothing.
+func (p *Pool) newPlace(v *catalogue.Volume) *place {
+	pl := &place{pool: p, path: v.Place.Path, readOnly: v.Place.ReadOnly, broken: errNotOpen}
+	pl.next.Store(v.Place.Next)
+	pl.pending.Store(len(v.Place.Bases) > 0)
+	return pl
+}
+
+var errNotOpen = errors.New("the pool is open for a check alone")
+
+// placeOf returns the file that blocks of a volume may lie in, or nil; mu is held.
+func (p *Pool) placeOf(number uint64) *place {
+	v := p.cat.Volume(number)
+	if v == nil || v.Base == 0 {
+		return nil
+	}
+	if of := p.volumes[v.Base]; of != nil {
+		return of.place
+	}
+	return nil
+}
+
+// openPlaces opens the files of all inplace volumes. One that cannot be opened, or that is not what it was, costs its volume
+// alone, and is told.
+func (p *Pool) openPlaces() {
+	for _, v := range p.cat.Volumes() {
+		if v.Place == nil {
+			continue
+		}
+		pl := p.volumes[v.Number].place
+		if err := pl.open(p.volumes[v.Number].size.Load()); err != nil {
+			p.event(EventPlaceLost, v.Name, err.Error())
+			continue
+		}
+		if seal := v.Place.Seal; seal.Closed {
+			if err := pl.compare(&seal); err != nil {
+				p.suspect(v, err)
+			}
+		} else {
+			pl.inUse.Store(true)
+		}
+	}
+}
+
+// suspect records that somebody else has changed a volume's file.
+func (p *Pool) suspect(v *catalogue.Volume, cause error) {
+	p.event(EventPlaceChanged, v.Name, cause.Error()+"; what its snapshots have in the file is not to be relied on, and is not served")
+	if _, err := p.changeNow(func(*catalogue.Catalogue) (proposal, error) {
+		return proposal{op: &catalogue.Op{SetPlace: &catalogue.SetPlace{Number: v.Number, Changed: true}}, urgent: true}, nil
+	}); err != nil {
+		p.event(EventPlaceChanged, v.Name, err.Error())
+	}
+	p.volumes[v.Number].place.inUse.Store(true)
+}
+
+// open opens the file and takes its lock.
+func (pl *place) open(sizeBytes int64) error {
+	fs := pl.pool.opts.FS
+	lock, err := fs.LockUnchanged(pl.path)
+	if err != nil {
+		return pl.fail(err)
+	}
+	file, err := fs.OpenDisk(pl.path, !pl.readOnly)
+	if err != nil {
+		_ = lock.Close()
+		return pl.fail(err)
+	}
+	size, err := file.Size()
+	if err == nil && size < sizeBytes {
+		err = fmt.Errorf("it has %d bytes, and the volume %d", size, sizeBytes)
+	}
+	if err != nil {
+		_ = file.Close() // nothing was written
+		_ = lock.Close()
+		return pl.fail(err)
+	}
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.file, pl.lock, pl.broken = file, lock, nil
+	return nil
+}
+
+func (pl *place) fail(err error) error {
+	err = fmt.Errorf("file %s: %w", pl.path, err)
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.broken = err
+	return err
+}
+
+// get returns the file, or why there is none.
+func (pl *place) get() (vfs.File, error) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.file, pl.broken
+}
+
+// failed tells of an error of the file, once, and returns it.
+func (pl *place) failed(what string, err error) error {
+	err = fmt.Errorf("%s file %s: %w", what, pl.path, err)
+	if first, _ := pl.pool.told.first(what + " " + pl.path); first {
+		pl.pool.event(EventPlaceLost, pl.volume.name(), err.Error())
+	}
+	return err
+}
+
+// sync makes what was written to the file durable. After a failure nobody knows what is: nothing more is written.
+func (pl *place) sync() error {
+	file, err := pl.get()
+	if err != nil || pl.readOnly {
+		return err
+	}
+	if err := file.Sync(); err != nil {
+		return pl.fail(pl.failed("sync", fmt.Errorf("%w; nothing more is written to it until the pool is opened again", err)))
+	}
+	return nil
+}
+
+// read fills b from off on; what lies beyond the end of the file is zeros. Without wait it is vfs.ErrWouldBlock if it is not in memory.
+func (pl *place) read(b []byte, off int64, wait bool) error {
+	file, err := pl.get()
+	if err != nil {
+		return err
+	}
+	if !wait {
+		return file.ReadVector([][]byte{b}, off, false)
+	}
+	n, err := file.ReadAt(b, off)
+	if errors.Is(err, io.EOF) {
+		clear(b[n:])
+		return nil
+	}
+	if err != nil {
+		return pl.failed("read", err)
+	}
+	return nil
+}
+
+// sampled is how many blocks of a file a seal has the checksum of.
+const sampled = 64
+
+// seal describes the file as it is.
+func (pl *place) seal() (catalogue.Seal, error) {
+	file, err := pl.get()
+	if err != nil {
+		return catalogue.Seal{}, err
+	}
+	seal := catalogue.Seal{Closed: true}
+	if seal.SizeBytes, err = file.Size(); err != nil {
+		return seal, err
+	}
+	info, err := pl.pool.opts.FS.Stat(pl.path)
+	if err != nil {
+		return seal, err
+	}
+	seal.ModTime = info.ModTime().UnixNano()
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	b := make([]byte, block.Size)
+	for i := range int64(sampled) {
+		off := (seal.SizeBytes / sampled * i) &^ (block.Size - 1)
+		if err := pl.read(b, off, true); err != nil {
+			return seal, err
+		}
+		sum.Write(b)
+	}
+	seal.Sample = sum.Sum32()
+	return seal, nil
+}
+
+// compare tells what is different from when the file was closed.
+func (pl *place) compare(then *catalogue.Seal) error {
+	now, err := pl.seal()
+	if err != nil {
+		return fmt.Errorf("file %s: %w", pl.path, err)
+	}
+	var what []string
+	if now.SizeBytes != then.SizeBytes {
+		what = append(what, fmt.Sprintf("its size was %d and is %d", then.SizeBytes, now.SizeBytes))
+	}
+	if now.ModTime != then.ModTime {
+		what = append(what, "its time of modification is another")
+	}
+	if now.Sample != then.Sample {
+		what = append(what, "its content is another")
+	}
+	if len(what) == 0 {
+		return nil
+	}
+	return fmt.Errorf("file %s was changed while nobody served it: %s", pl.path, strings.Join(what, ", "))
+}
+
+// use records, before the first write, that the file is in use, and so may differ from its seal.
+func (pl *place) use() error {
+	if pl.inUse.Load() {
+		return nil
+	}
+	p := pl.pool
+	_, err := p.changeNow(func(c *catalogue.Catalogue) (proposal, error) {
+		v := c.Volume(pl.volume.number)
+		if v == nil {
+			return proposal{}, ErrNotFound
+		}
+		return proposal{op: &catalogue.Op{SetPlace: &catalogue.SetPlace{Number: v.Number}}, urgent: true}, nil
+	})
+	if err == nil {
+		pl.inUse.Store(true)
+	}
+	return err
+}
+
+// closePlaces seals the files and closes them. What cannot be sealed counts as in use.
+func (p *Pool) closePlaces() error {
+	var failed error
+	for _, v := range p.cat.Volumes() {
+		if v.Place == nil {
+			continue
+		}
+		pl := p.volumes[v.Number].place
+		if !pl.inUse.Load() {
+			continue
+		}
+		err := pl.sync()
+		if err == nil {
+			var seal catalogue.Seal
+			if seal, err = pl.seal(); err == nil {
+				_, err = p.changeNow(func(*catalogue.Catalogue) (proposal, error) {
+					return proposal{op: &catalogue.Op{SetPlace: &catalogue.SetPlace{Number: v.Number, Seal: seal}}, urgent: true}, nil
+				})
+			}
+		}
+		if err != nil && !errors.Is(err, errNotOpen) {
+			failed = errors.Join(failed, fmt.Errorf("volume %q: %w", v.Name, err))
+		}
+	}
+	return failed
+}
+
+func (pl *place) close() {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	if pl.file != nil {
+		_ = pl.file.Close() // synced, or its volume was not closed in order
+		_ = pl.lock.Close() // an advisory lock goes with its file whatever Close says
+	}
+	pl.file, pl.broken = nil, fmt.Errorf("file %s: %w", pl.path, block.ErrClosed)
+}
+
+// PlaceSpec says what file to make a volume of.
+type PlaceSpec struct {
+	Name   string
+	Path   string // absolute
+	Labels map[string]string
+	// SizeBytes, if not 0, has a new file made of that size, which must not exist.
+	SizeBytes int64
+}
+
+// AdoptVolume makes an inplace volume of a raw file or block device where it lies, of which nothing is changed; or, with a
+// size, of a new file. A file that cannot be written is adopted read-only. ErrInvalid, ErrExists, ErrInUse.
+func (p *Pool) AdoptVolume(_ context.Context, spec PlaceSpec) (VolumeInfo, error) {
+	info, err := p.adopt(spec)
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("volume %q in %s: %w", spec.Name, spec.Path, err)
+	}
+	return info, nil
+}
+
+func (p *Pool) adopt(spec PlaceSpec) (VolumeInfo, error) {
+	fs := p.opts.FS
+	if !path.IsAbs(spec.Path) {
+		return VolumeInfo{}, fmt.Errorf("%w path: it is not absolute", ErrInvalid)
+	}
+	if inside(p.opts.Dir, spec.Path) {
+		return VolumeInfo{}, fmt.Errorf("%w path: it lies in the pool's own directory", ErrInvalid)
+	}
+	if err := checkName("volume", spec.Name); err != nil {
+		return VolumeInfo{}, err
+	}
+	p.adopting.Lock() // two that adopt one file would not see each other
+	defer p.adopting.Unlock()
+	made := spec.SizeBytes != 0
+	if made {
+		if err := checkSize(spec.SizeBytes); err != nil {
+			return VolumeInfo{}, err
+		}
+		if err := makeFile(fs, spec.Path, spec.SizeBytes); err != nil {
+			return VolumeInfo{}, err
+		}
+	}
+	info, err := p.adoptFile(spec)
+	if err != nil && made {
+		err = errors.Join(err, fs.Remove(spec.Path))
+	}
+	return info, err
+}
+
+// inside tells whether a path lies in a directory.
+func inside(dir, name string) bool {
+	dir = path.Clean(dir)
+	return path.Clean(name) == dir || strings.HasPrefix(path.Clean(name), dir+"/")
+}
+
+func makeFile(fs vfs.FS, name string, sizeBytes int64) error {
+	f, err := fs.Create(name)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(sizeBytes)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = fs.SyncDir(path.Dir(name))
+	}
+	if err != nil {
+		return errors.Join(err, fs.Remove(name))
+	}
+	return nil
+}
+
+func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
+	fs := p.opts.FS
+	info, err := fs.Stat(spec.Path)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	if info.IsDir() {
+		return VolumeInfo{}, fmt.Errorf("%w: it is a directory, and a raw file or block device is wanted", ErrInvalid)
+	}
+	if other := p.adopted(spec.Path); other != "" {
+		return VolumeInfo{}, fmt.Errorf("%w: volume %q has it", ErrInUse, other)
+	}
+	readOnly := false
+	file, err := fs.OpenDisk(spec.Path, true)
+	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EPERM) {
+		readOnly = true
+		file, err = fs.OpenDisk(spec.Path, false)
+	}
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	size, err := file.Size()
+	_ = file.Close() // nothing was written
+	if err == nil {
+		err = checkSize(size)
+	}
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	lock, err := fs.LockUnchanged(spec.Path)
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("%w: %w", ErrInUse, err)
+	}
+	_ = lock.Close() // taken again below, by the volume
+	var number uint64
+	out, _, err := p.createVolume(VolumeSpec{Name: spec.Name, SizeBytes: size, Labels: spec.Labels}, func(c *catalogue.Catalogue, op *catalogue.CreateVolume) error {
+		number = op.Number
+		op.Base = op.Number
+		op.Place = &catalogue.NewPlace{Path: spec.Path, ReadOnly: readOnly, Kept: op.Number + 1, KeptHead: op.HeadID + 1}
+		return nil
+	})
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	p.mu.RLock()
+	v := p.volumes[number]
+	p.mu.RUnlock()
+	if v == nil {
+		return VolumeInfo{}, ErrNotFound
+	}
+	if err := v.place.open(size); err != nil {
+		return VolumeInfo{}, errors.Join(err, p.deleteVolume(spec.Name, false))
+	}
+	return out, nil
+}
+
+// adopted names the volume that has a file, by whatever path.
+func (p *Pool) adopted(name string) string {
+	identity := func(name string) (dev, ino, rdev uint64, ok bool) {
+		info, err := p.opts.FS.Stat(name)
+		if err != nil {
+			return 0, 0, 0, false
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return 0, 0, 0, false
+		}
+		return st.Dev, st.Ino, st.Rdev, true
+	}
+	dev, ino, rdev, ok := identity(name)
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, v := range p.cat.Volumes() {
+		if v.Place == nil {
+			continue
+		}
+		d, i, r, known := identity(v.Place.Path)
+		if v.Place.Path == name || ok && known && (d == dev && i == ino || rdev != 0 && r == rdev) {
+			return v.Name
+		}
+	}
+	return ""
+}
+
+// version says where a block of an inplace lineage is: by its version, or, if it has none, nowhere.
+func version(e blockmap.Entry) (uint64, bool) {
+	v, ok := e.Version()
+	return uint64(v), ok
+}

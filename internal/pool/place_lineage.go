@@ -1,0 +1,115 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"varve/internal/block"
+	"varve/internal/pool/catalogue"
+)
+
+// gates are those of the inplace volumes among some, in an order in which they may be taken.
+func (p *Pool) gates(numbers []uint64) []*place {
+	slices.Sort(numbers)
+	var out []*place
+	for _, n := range numbers {
+		if v := p.volumes[n]; v != nil && v.place != nil {
+			out = append(out, v.place)
+		}
+	}
+	return out
+}
+
+// shut takes gates alone, so that no write is half done, and returns what opens them.
+func shut(gates []*place) (open func()) {
+	for _, pl := range gates {
+		pl.gate.Lock()
+	}
+	return func() {
+		for _, pl := range gates {
+			pl.gate.Unlock()
+		}
+	}
+}
+
+// complete makes durable what new snapshots have in place, and then says that they are whole. If that fails they go.
+func (p *Pool) complete(_ context.Context, gates []*place, ids []uint64) (took time.Duration, err error) {
+	if len(gates) == 0 {
+		return 0, nil
+	}
+	start := time.Now()
+	for _, pl := range gates {
+		err = errors.Join(err, pl.sync())
+	}
+	if err == nil {
+		_, err = p.changeNow(func(*catalogue.Catalogue) (proposal, error) {
+			return proposal{op: &catalogue.Op{Complete: &catalogue.Complete{IDs: ids}}, urgent: true}, nil
+		})
+	}
+	if err != nil {
+		err = errors.Join(err, p.deleteStates(ids))
+	}
+	return time.Since(start), err
+}
+
+// rollable tells why an inplace volume cannot be rolled back to a snapshot.
+func (p *Pool) rollable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogue.State) error {
+	pl := p.volumes[v.Number].place
+	switch {
+	case pl == nil:
+		return nil
+	case pl.readOnly:
+		return fmt.Errorf("file %s: %w", pl.path, block.ErrReadOnly)
+	case p.suspected(s) != 0:
+		return fmt.Errorf("snapshot %q: %w: %w", SnapshotRef{v.Name, s.Name}, block.ErrDamaged, errSuspect)
+	case s.SizeBytes != c.Head(v).SizeBytes:
+		return fmt.Errorf("%w: the snapshot has %d bytes and the volume %d; restore it into another volume", ErrInvalid, s.SizeBytes, c.Head(v).SizeBytes)
+	}
+	return nil
+}
+
+func (p *Pool) deleteStates(ids []uint64) error {
+	_, err := p.changeNow(func(*catalogue.Catalogue) (proposal, error) {
+		return proposal{op: &catalogue.Op{DeleteSnapshots: &catalogue.DeleteSnapshots{IDs: ids}}, urgent: true, deletes: ids}, nil
+	})
+	return err
+}
+
+// dropPending deletes snapshots of which a crash left open whether what they have in place is durable.
+func (p *Pool) dropPending(context.Context) error {
+	var ids []uint64
+	for _, s := range p.cat.States() {
+		if s.Kind == catalogue.Snapshot && s.Pending {
+			ids = append(ids, s.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return p.deleteStates(ids)
+}
+
+// dependants names volumes whose blocks may lie in a volume's file.
+func (p *Pool) dependants(c *catalogue.Catalogue, number uint64) []string {
+	var names []string
+	for _, v := range c.Volumes() {
+		if v.Base == number && v.Number != number {
+			names = append(names, v.Name)
+		}
+	}
+	return names
+}
+
+// detachable tells why an inplace volume cannot be deleted now.
+func (p *Pool) detachable(c *catalogue.Catalogue, v *catalogue.Volume) error {
+	if names := p.dependants(c, v.Number); len(names) > 0 {
+		return fmt.Errorf("%w: volume %q reads blocks from its file; delete it first", ErrInUse, names[0])
+	}
+	if p.volumes[v.Number].place.pending.Load() {
+		return fmt.Errorf("%w: a rollback is being copied back into its file; wait for that", ErrInUse)
+	}
+	return nil
+}

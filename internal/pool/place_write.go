@@ -1,0 +1,529 @@
+package pool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"varve/internal/block"
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
+	"varve/internal/vfs"
+)
+
+const (
+	// roundBytes is how much of a file is written between two looks at what has to be kept.
+	roundBytes = 4 << 20
+	roundBlks  = roundBytes / block.Size
+)
+
+// submit performs ops on an inplace volume, and sets their errors.
+func (pl *place) submit(ctx context.Context, ops []*block.Op) {
+	v := pl.volume
+	if err := pl.admitted(ctx); err != nil {
+		failAll(ops, fmt.Errorf("write volume %q: %w", v.name(), err))
+		return
+	}
+	v.resize.RLock()
+	defer v.resize.RUnlock()
+	size := v.size.Load()
+	var some []*block.Op // that are done together
+	var length int64
+	flush := func() {
+		if len(some) > 0 {
+			pl.round(ctx, some)
+			some, length = some[:0], 0
+		}
+	}
+	for _, op := range ops {
+		if op.Err = block.CheckRange(op.Offset, op.Length, size); op.Err != nil {
+			op.Err = fmt.Errorf("write %d bytes at %d of volume %q, which has %d: %w", op.Length, op.Offset, v.name(), size, op.Err)
+			continue
+		}
+		if op.Length == 0 {
+			continue
+		}
+		if op.Kind == block.OpDiscard {
+			flush()
+			op.Err = pl.discard(ctx, op)
+			continue
+		}
+		if op.Length > roundBytes {
+			flush()
+			pl.long(ctx, op)
+			continue
+		}
+		if length += op.Length; length > roundBytes {
+			flush()
+			length = op.Length
+		}
+		some = append(some, op)
+	}
+	flush()
+}
+
+// admitted waits as every writer does, and sees to it that the file can be written.
+func (pl *place) admitted(ctx context.Context) error {
+	if pl.readOnly {
+		return fmt.Errorf("file %s: %w", pl.path, block.ErrReadOnly)
+	}
+	if _, err := pl.get(); err != nil {
+		return err
+	}
+	if err := pl.pool.checkpointer.throttle(ctx, pl.pool); err != nil {
+		return err
+	}
+	return pl.use()
+}
+
+// long performs an op piece by piece.
+func (pl *place) long(ctx context.Context, op *block.Op) {
+	for done := int64(0); done < op.Length && op.Err == nil; {
+		// Pieces end where blocks do.
+		n := min(roundBytes-(op.Offset+done)%block.Size, op.Length-done)
+		if op.Kind == block.OpZero {
+			hole, err := pl.zeroAlready(op.Offset+done, op.Length-done)
+			if err != nil {
+				op.Err = err
+				return
+			}
+			if hole > 0 {
+				done += hole
+				continue
+			}
+		}
+		part := block.Op{Kind: op.Kind, Offset: op.Offset + done, Length: n}
+		if op.Kind == block.OpWrite {
+			part.Data = op.Data[done : done+n]
+		}
+		pl.round(ctx, []*block.Op{&part})
+		op.Err = part.Err
+		done += n
+	}
+}
+
+// zeroAlready tells how many bytes from off on, in whole blocks, are a hole of the file, so that zeroing them is nothing. 0 while a
+// rollback is not copied back: then the file does not tell.
+func (pl *place) zeroAlready(off, length int64) (int64, error) {
+	file, err := pl.get()
+	if err != nil || pl.pending.Load() {
+		return 0, err
+	}
+	from, to, err := file.NextData(off)
+	switch {
+	case err != nil:
+		return 0, pl.failed("describe", err)
+	case from == to:
+		return length, nil
+	}
+	return max(0, min(from-off, length)) / block.Size * block.Size, nil
+}
+
+// round performs ops of up to roundBytes: it has kept what they overwrite, and then writes them.
+func (pl *place) round(ctx context.Context, ops []*block.Op) {
+	spans := make([]span, len(ops))
+	for i, op := range ops {
+		spans[i] = span{uint64(op.Offset) / block.Size, blocksIn(op.Offset + op.Length)}
+	}
+	release := pl.ranges.reserve(spans)
+	defer release()
+	var err error
+	for _, op := range ops {
+		if err == nil {
+			err = pl.wholeFirst(ctx, op)
+		}
+	}
+	var open func()
+	if err == nil {
+		open, err = pl.ready(ctx, united(spans))
+	}
+	if err != nil {
+		failAll(ops, fmt.Errorf("write volume %q at %d: %w", pl.volume.name(), ops[0].Offset, err))
+		return
+	}
+	defer open()
+	file, err := pl.get()
+	for _, op := range ops {
+		if err == nil {
+			op.Err = pl.write(file, op)
+		} else {
+			op.Err = err
+		}
+	}
+}
+
+// ready sees to it that spans, which are reserved, can be overwritten: whatever somebody else has of them is kept, and the head's map
+// says that they change; durably. It returns with the gate taken, and what opens it.
+func (pl *place) ready(ctx context.Context, spans []span) (open func(), err error) {
+	for {
+		s := survey{place: pl, pins: pl.pool.store.NewPins()}
+		if err := s.look(spans); err != nil {
+			return nil, damaged(err)
+		}
+		if len(s.touched) > 0 {
+			err := s.keep(ctx)
+			if errors.Is(err, block.ErrNoSpace) && pl.dropSnapshots(ctx) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		pl.gate.RLock()
+		if _, epoch, err := pl.volume.present(); err == nil && epoch == s.epoch {
+			return pl.gate.RUnlock, nil
+		} else if err != nil {
+			pl.gate.RUnlock()
+			return nil, err
+		}
+		pl.gate.RUnlock() // a snapshot was made meanwhile: it may want what was nobody's
+	}
+}
+
+// present returns the head's map and epoch.
+func (v *volume) present() (blockmap.Root, uint64, error) {
+	epoch, err := v.admit()
+	if err != nil {
+		return blockmap.Root{}, 0, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.tree.View(), epoch, nil
+}
+
+// write performs one op on the file.
+func (pl *place) write(file vfs.File, op *block.Op) error {
+	var err error
+	switch op.Kind {
+	case block.OpWrite:
+		err = file.WriteAt([][]byte{op.Data}, op.Offset)
+		pl.pool.clientBytes.Add(op.Length)
+	case block.OpZero:
+		err = zeroFile(file, op.Offset, op.Length)
+	default:
+		err = writeZeros(file, op.Offset, op.Length)
+	}
+	if err != nil {
+		return pl.failed("write", seglog.NoSpace(err))
+	}
+	return nil
+}
+
+// zeroFile makes a hole of the whole blocks of a range, and writes zeros to the rest.
+func zeroFile(file vfs.File, off, length int64) error {
+	end := off + length
+	lo, hi := (off+block.Size-1)&^(block.Size-1), end&^(block.Size-1)
+	if lo >= hi {
+		return writeZeros(file, off, length)
+	}
+	err := writeZeros(file, off, lo-off)
+	if err == nil {
+		err = file.PunchHole(lo, hi-lo)
+	}
+	if err == nil {
+		err = writeZeros(file, hi, end-hi)
+	}
+	return err
+}
+
+func writeZeros(file vfs.File, off, length int64) error {
+	zeros := make([]byte, min(length, 1<<20))
+	for length > 0 {
+		n := min(length, int64(len(zeros)))
+		if err := file.WriteAt([][]byte{zeros[:n]}, off); err != nil {
+			return err
+		}
+		off += n
+		length -= n
+	}
+	return nil
+}
+
+// discard makes holes of blocks that nobody but the head has. What would have to be kept is left alone, as a client that discards may expect nothing.
+func (pl *place) discard(_ context.Context, op *block.Op) error {
+	lo, hi := blocksIn(op.Offset), uint64(op.Offset+op.Length)/block.Size
+	if op.Offset+op.Length == pl.volume.size.Load() {
+		hi = blocksIn(op.Offset + op.Length)
+	}
+	for lo < hi {
+		n := min(hi-lo, roundBlks)
+		release := pl.ranges.reserve([]span{{lo, lo + n}})
+		err := pl.discardOwn(lo, lo+n)
+		release()
+		if err != nil {
+			return fmt.Errorf("discard of volume %q at %d: %w", pl.volume.name(), op.Offset, err)
+		}
+		if lo += n; lo < hi {
+			hole, err := pl.zeroAlready(int64(lo)*block.Size, int64(hi-lo)*block.Size)
+			if err != nil {
+				return err
+			}
+			lo += uint64(hole) / block.Size
+		}
+	}
+	return nil
+}
+
+func (pl *place) discardOwn(lo, hi uint64) error {
+	pl.gate.RLock()
+	defer pl.gate.RUnlock()
+	file, err := pl.get()
+	if err != nil {
+		return err
+	}
+	_, epoch, err := pl.volume.present()
+	if err != nil {
+		return err
+	}
+	touches, _ := pl.watched()
+	entries := make([]blockmap.Entry, hi-lo)
+	if touches {
+		if err := pl.volume.lookup(pl.pool.store.NewPins(), lo, entries); err != nil {
+			return damaged(err)
+		}
+	}
+	for i := uint64(0); i < hi-lo; {
+		n := uint64(1)
+		own := !touches || entries[i].Epoch == epoch
+		for i+n < hi-lo && (!touches || entries[i+n].Epoch == epoch) == own {
+			n++
+		}
+		if own {
+			if err := file.PunchHole(int64(lo+i)*block.Size, int64(n)*block.Size); err != nil {
+				return pl.failed("make a hole in", err)
+			}
+		}
+		i += n
+	}
+	return nil
+}
+
+// watched tells whether what changes must be recorded, because the head has a parent of any kind, and returns the state that
+// has data of which the head's blocks may be, or nil.
+func (pl *place) watched() (touches bool, parent *catalogue.State) {
+	p := pl.pool
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	v := p.cat.Volume(pl.volume.number)
+	if v == nil {
+		return false, nil
+	}
+	head := p.cat.Head(v)
+	return head.Parent != 0, p.cat.DataParent(head)
+}
+
+// bases returns the maps of the states that may have what is in place while a rollback is not copied back.
+func (pl *place) bases() []blockmap.Root {
+	p := pl.pool
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var out []blockmap.Root
+	if v := p.cat.Volume(pl.volume.number); v != nil {
+		for _, id := range v.Place.Bases {
+			out = append(out, p.cat.State(id).Root)
+		}
+	}
+	return out
+}
+
+// survey finds what has to be done before blocks can be overwritten.
+type survey struct {
+	place   *place
+	pins    *blockmap.Pins
+	epoch   uint64
+	touched []span        // blocks that get new versions
+	keeps   []keptVersion // what is in place and somebody else has
+}
+
+type keptVersion struct{ version, lba uint64 }
+
+func (s *survey) look(spans []span) error {
+	pl := s.place
+	var err error
+	if _, s.epoch, err = pl.volume.present(); err != nil {
+		return err
+	}
+	touches, parent := pl.watched()
+	pending := pl.pending.Load()
+	if !touches && !pending {
+		return nil
+	}
+	var bases []blockmap.Root
+	if pending {
+		bases = pl.bases()
+	}
+	var now [blockmap.LeafBlocks]blockmap.Entry
+	for _, sp := range spans {
+		for lo := sp.lo; lo < sp.hi; {
+			n := min(sp.hi-lo, blockmap.LeafBlocks-lo%blockmap.LeafBlocks)
+			if err := pl.volume.lookup(s.pins, lo, now[:n]); err != nil {
+				return err
+			}
+			for i := uint64(0); i < n; {
+				own := now[i].Epoch == s.epoch
+				k := i + 1
+				for k < n && (now[k].Epoch == s.epoch) == own {
+					k++
+				}
+				if !own {
+					s.touched = append(s.touched, span{lo + i, lo + k})
+					if err := s.wanted(lo+i, now[i:k], parent, bases); err != nil {
+						return err
+					}
+				}
+				i = k
+			}
+			lo += n
+		}
+	}
+	return nil
+}
+
+// wanted finds which of the blocks from lba on, which are not the head's own, somebody has in the version that is in place.
+func (s *survey) wanted(lba uint64, now []blockmap.Entry, parent *catalogue.State, bases []blockmap.Root) error {
+	roots := bases
+	if parent != nil {
+		roots = append([]blockmap.Root{parent.Root}, bases...)
+	}
+	have := make([]blockmap.Entry, len(now))
+	seen := make([]bool, len(now))
+	for r, root := range roots {
+		err := waitFor(s.pins, func() error {
+			if err := root.Lookup(s.pins, lba, have); err != nil {
+				return err
+			}
+			return s.place.resolve(s.pins, have)
+		})
+		if err != nil {
+			return err
+		}
+		for i, e := range have {
+			v, there := version(e)
+			if r == 0 && parent != nil { // what the parent has is in place only if it is what the head has
+				mine, ok := version(now[i])
+				there = there && ok && mine == v
+			}
+			if there && !seen[i] {
+				seen[i] = true
+				s.keeps = append(s.keeps, keptVersion{v, lba + uint64(i)})
+			}
+		}
+	}
+	return nil
+}
+
+// keep logs what is in place and wanted, and that the blocks change, and returns when that is durable.
+func (s *survey) keep(ctx context.Context) error {
+	pl := s.place
+	p := pl.pool
+	if err := p.reclaimer.throttle(ctx, p, int64(len(s.keeps))*block.Size); err != nil {
+		return err
+	}
+	n := int64(len(s.keeps)+2) * block.Size
+	if err := p.space.admitBytes(ctx, p, n); err != nil {
+		return err
+	}
+	defer p.space.release(n)
+	w := writes.Get().(*write)
+	defer w.release()
+	if err := s.keepOld(w); err != nil {
+		return err
+	}
+	for _, t := range s.touched {
+		w.changes = append(w.changes, change{volume: pl.volume, pins: s.pins, entry: seglog.Entry{
+			Kind: seglog.KindTouch, Volume: pl.volume.number, LBA: t.lo, Count: t.hi - t.lo,
+		}})
+	}
+	if err := p.commitChanges(w); err != nil {
+		return err
+	}
+	return p.log.Flush(p.log.LastSeq())
+}
+
+// commitChanges puts a request's changes into the log and the maps.
+func (p *Pool) commitChanges(w *write) error {
+	p.committer.do(&w.request)
+	err := w.err
+	for i := range w.changes {
+		err = errors.Join(err, w.changes[i].err)
+	}
+	p.checkpointer.noticed(p)
+	p.reclaimer.noticed(p)
+	p.space.noticed(p)
+	return err
+}
+
+// keepOld reads what is in place and wanted, and adds it to w.
+func (s *survey) keepOld(w *write) error {
+	pl := s.place
+	slices.SortFunc(s.keeps, func(a, b keptVersion) int {
+		return int(int64(a.lba) - int64(b.lba))
+	})
+	buf := make([]byte, len(s.keeps)*block.Size)
+	for i := 0; i < len(s.keeps); { // what lies together is read together
+		n := 1
+		for i+n < len(s.keeps) && s.keeps[i+n].lba == s.keeps[i].lba+uint64(n) {
+			n++
+		}
+		if err := pl.read(buf[i*block.Size:(i+n)*block.Size], int64(s.keeps[i].lba)*block.Size, true); err != nil {
+			return err
+		}
+		i += n
+	}
+	w.crcs = slices.Grow(w.crcs[:0], len(s.keeps))
+	var e [1]blockmap.Entry
+	for i := 0; i < len(s.keeps); {
+		first := s.keeps[i]
+		zero := bytes.Equal(buf[i*block.Size:(i+1)*block.Size], zeroBlock)
+		n := 1
+		for i+n < len(s.keeps) && n < seglog.MaxPayloadBlocks && s.keeps[i+n].version == first.version+uint64(n) &&
+			bytes.Equal(buf[(i+n)*block.Size:(i+n+1)*block.Size], zeroBlock) == zero {
+			n++
+		}
+		entry := seglog.Entry{Kind: seglog.KindZero, Volume: pl.kept.number, LBA: first.version, Count: uint64(n)}
+		if !zero {
+			entry.Kind = seglog.KindData
+			entry.Payload = [][]byte{buf[i*block.Size : (i+n)*block.Size]}
+			from := len(w.crcs)
+			for k := range n {
+				w.crcs = append(w.crcs, seglog.Checksum(buf[(i+k)*block.Size:(i+k+1)*block.Size]))
+			}
+			entry.CRCs = w.crcs[from:len(w.crcs):len(w.crcs)]
+		}
+		for at := first.version; at < first.version+uint64(n); at = blockmap.LeafOf(at) + blockmap.LeafBlocks { // applying it must read nothing
+			if err := pl.kept.lookup(s.pins, at, e[:]); err != nil {
+				return damaged(err)
+			}
+		}
+		w.changes = append(w.changes, change{volume: pl.kept, pins: s.pins, entry: entry})
+		i += n
+	}
+	return nil
+}
+
+// dropSnapshots deletes the volume's snapshots that were made to be given up where there is no room; false if there are none, or
+// they are in use.
+func (pl *place) dropSnapshots(ctx context.Context) bool {
+	p := pl.pool
+	p.mu.RLock()
+	var names []SnapshotRef
+	if v := p.cat.Volume(pl.volume.number); v != nil {
+		for _, s := range p.cat.Snapshots(v) {
+			if s.DropWhenFull && !s.Protected && !s.Pending {
+				names = append(names, SnapshotRef{v.Name, s.Name})
+			}
+		}
+	}
+	p.mu.RUnlock()
+	dropped := false
+	for _, ref := range names {
+		if err := p.DeleteSnapshots(ctx, []SnapshotRef{ref}); err == nil {
+			dropped = true
+			p.event(EventSnapshotDropped, ref.String(), "the pool is full, and it was made with --on-full drop-snapshot: its volume goes on without it")
+		}
+	}
+	return dropped
+}
