@@ -21,6 +21,13 @@ type imageVolume struct {
 	UUID   []byte `cbor:"2,keyasint"`
 	Name   string `cbor:"3,keyasint"`
 	Head   uint64 `cbor:"8,keyasint"`
+	Place  *struct {
+		Path  string   `cbor:"1,keyasint"`
+		Kept  uint64   `cbor:"2,keyasint"`
+		Bases []uint64 `cbor:"5,keyasint"`
+	} `cbor:"9,keyasint"`
+	KeptOf uint64 `cbor:"10,keyasint"`
+	Base   uint64 `cbor:"11,keyasint"`
 }
 
 type imageState struct {
@@ -52,6 +59,12 @@ type operation struct {
 		Size   int64  `cbor:"4,keyasint"`
 		Head   uint64 `cbor:"7,keyasint"`
 		From   uint64 `cbor:"8,keyasint"`
+		Place  *struct {
+			Path     string `cbor:"1,keyasint"`
+			Kept     uint64 `cbor:"3,keyasint"`
+			KeptHead uint64 `cbor:"4,keyasint"`
+		} `cbor:"11,keyasint"`
+		Base uint64 `cbor:"12,keyasint"`
 	} `cbor:"1,keyasint"`
 	Set *struct {
 		Number uint64 `cbor:"1,keyasint"`
@@ -90,7 +103,14 @@ type operation struct {
 	DeleteBookmark *struct {
 		ID uint64 `cbor:"1,keyasint"`
 	} `cbor:"10,keyasint"`
-	SetPool map[int]any `cbor:"11,keyasint"`
+	SetPool  map[int]any `cbor:"11,keyasint"`
+	SetPlace map[int]any `cbor:"12,keyasint"`
+	Complete *struct {
+		IDs []uint64 `cbor:"1,keyasint"`
+	} `cbor:"13,keyasint"`
+	Settled *struct {
+		Number uint64 `cbor:"1,keyasint"`
+	} `cbor:"14,keyasint"`
 }
 
 // state is a state with its map.
@@ -106,6 +126,8 @@ type contents struct {
 	volumes   map[uint64]*imageVolume
 	states    map[uint64]*state
 	replayed  int
+
+	inPlace, kept int // blocks of inplace lineages that were read, and how many of them were kept
 }
 
 // readPool reconstructs what a pool holds from its files alone.
@@ -167,7 +189,7 @@ func (c *contents) readImage() error {
 		if err := c.readMap(c.states[s.ID].blocks, root, 4, 0); err != nil {
 			return fmt.Errorf("state %d: %w", s.ID, err)
 		}
-		if n := uint64(len(c.states[s.ID].blocks)); n != s.Root.Mapped {
+		if n := c.states[s.ID].blocks.mapped(); n != s.Root.Mapped {
 			return fmt.Errorf("state %d maps %d blocks and says %d", s.ID, n, s.Root.Mapped)
 		}
 	}
@@ -187,12 +209,23 @@ func (c *contents) replay(e entry) error {
 			maps.DeleteFunc(m, func(lba uint64, _ place) bool { return lba >= e.lba && lba-e.lba < e.count })
 		}
 		for i, crc := range e.crcs {
-			if was, mapped := m[e.lba+uint64(i)]; e.kind == 7 && (!mapped || was.crc != crc) {
+			if was, known := m[e.lba+uint64(i)]; e.kind == 7 && (!known || was.tomb || was.crc != crc) {
 				return fmt.Errorf("block %d of volume %d was moved, and is not the one that is there", e.lba+uint64(i), e.volume)
 			} else if e.kind == 7 {
 				c.moved++
 			}
 			m[e.lba+uint64(i)] = place{address: e.address + uint64(i)*64, crc: crc}
+		}
+	case 8, 9, 10:
+		if c.volumes[e.volume] == nil {
+			return fmt.Errorf("entry of volume %d, which is not there", e.volume)
+		}
+		for i := range e.count {
+			to := place{tomb: true}
+			if e.kind != 10 {
+				to = placed(e.version + i)
+			}
+			c.head(e.volume).blocks[e.lba+i] = to
 		}
 	case 3:
 		var op operation
@@ -218,8 +251,22 @@ func (c *contents) apply(op *operation) error {
 			head.Parent = c.tip(o.From)
 			head.blocks = maps.Clone(c.states[o.From].blocks)
 		}
-		c.volumes[o.Number] = &imageVolume{Number: o.Number, UUID: o.UUID, Name: o.Name, Head: o.Head}
+		c.volumes[o.Number] = &imageVolume{Number: o.Number, UUID: o.UUID, Name: o.Name, Head: o.Head, Base: o.Base}
 		c.states[o.Head] = head
+		if p := o.Place; p != nil {
+			for lba := range uint64(o.Size+blockBytes-1) / blockBytes {
+				head.blocks[lba] = placed(lba)
+			}
+			v := c.volumes[o.Number]
+			v.Place = &struct {
+				Path  string   `cbor:"1,keyasint"`
+				Kept  uint64   `cbor:"2,keyasint"`
+				Bases []uint64 `cbor:"5,keyasint"`
+			}{Path: p.Path, Kept: p.Kept}
+			c.lastEpoch++
+			c.volumes[p.Kept] = &imageVolume{Number: p.Kept, Name: fmt.Sprintf("(kept of %d)", o.Number), Head: p.KeptHead, KeptOf: o.Number}
+			c.states[p.KeptHead] = &state{imageState{ID: p.KeptHead, Kind: 1, Volume: p.Kept, Epoch: c.lastEpoch, Size: 1 << 48}, blockMap{}}
+		}
 	case op.Set != nil:
 		c.volumes[op.Set.Number].Name = op.Set.Name
 	case op.Resize != nil:
@@ -227,6 +274,11 @@ func (c *contents) apply(op *operation) error {
 	case op.Delete != nil:
 		head := c.head(op.Delete.Number)
 		delete(c.states, head.ID)
+		if v := c.volumes[op.Delete.Number]; v.Place != nil {
+			c.settled(v)
+			delete(c.states, c.head(v.Place.Kept).ID)
+			delete(c.volumes, v.Place.Kept)
+		}
 		c.dissolve(head.Parent)
 		for _, id := range slices.Sorted(maps.Keys(c.states)) {
 			if s := c.states[id]; s != nil && s.Kind == 4 && s.Volume == op.Delete.Number {
@@ -245,13 +297,18 @@ func (c *contents) apply(op *operation) error {
 			c.states[id].Kind = 3
 			c.dissolve(id)
 		}
-	case op.Protect != nil, op.SetPool != nil:
+	case op.Settled != nil:
+		c.settled(c.volumes[op.Settled.Number])
+	case op.Protect != nil, op.SetPool != nil, op.SetPlace != nil, op.Complete != nil:
 	case op.Rollback != nil:
 		o := op.Rollback
 		c.freeze(o.Volume, o.KeptID, o.KeptName)
 		c.lastEpoch++
 		head, to := c.head(o.Volume), c.states[o.To]
 		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, c.tip(to.ID), maps.Clone(to.blocks)
+		if v := c.volumes[o.Volume]; v.Place != nil {
+			v.Place.Bases = append(v.Place.Bases, o.KeptID)
+		}
 	case op.Bookmark != nil:
 		o, of := op.Bookmark, c.states[op.Bookmark.Of]
 		kids := c.children(of.ID)
@@ -267,6 +324,15 @@ func (c *contents) apply(op *operation) error {
 		return fmt.Errorf("operation of an unknown kind")
 	}
 	return nil
+}
+
+// settled lets a volume's bases go.
+func (c *contents) settled(v *imageVolume) {
+	bases := v.Place.Bases
+	v.Place.Bases = nil
+	for _, id := range bases {
+		c.dissolve(id)
+	}
 }
 
 // freeze puts a snapshot between a volume's head and the head's parent.
@@ -344,7 +410,7 @@ func (c *contents) dissolve(id uint64) {
 				n++
 			}
 		}
-		if n >= 2 {
+		if v := c.volumes[s.Volume]; n >= 2 || v != nil && v.Place != nil && slices.Contains(v.Place.Bases, id) {
 			return
 		}
 	}

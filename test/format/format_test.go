@@ -219,7 +219,7 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		return up
 	}
 	for _, s := range c.states {
-		if s.Kind != 3 && s.Kind != 5 {
+		if v := c.volumes[s.Volume]; s.Kind != 3 && s.Kind != 5 && v.KeptOf == 0 {
 			read[name(s)] = s
 		}
 		if up := c.states[s.Parent]; s.Parent != 0 && (up == nil || up.Kind == 1 || up.Epoch > s.Epoch || up.Epoch == s.Epoch && s.Kind != 4 || s.Epoch > c.lastEpoch) {
@@ -241,7 +241,7 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		if err := dev.ReadAt(ctx, want, 0); err != nil {
 			t.Fatal(err)
 		}
-		got, err := c.content(s.blocks, s.Size)
+		got, err := c.content(s)
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
@@ -426,7 +426,7 @@ func TestReaderAgreesAboutDamage(t *testing.T) {
 		if v := c.volumes[s.Volume]; v == nil || v.Name != "alone" {
 			continue
 		}
-		if _, err := c.content(s.blocks, s.Size); err == nil {
+		if _, err := c.content(s); err == nil {
 			t.Error("the reader did not notice the rotten block")
 		}
 		for lba := range s.Size / blockBytes {

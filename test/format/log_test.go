@@ -219,6 +219,7 @@ func (f *files) at(p pointer) []byte {
 type entry struct {
 	kind               byte
 	volume, lba, count uint64
+	version            uint64
 	address            uint64 // of the first payload block
 	crcs               []uint32
 	content            []byte
@@ -260,6 +261,9 @@ func (f *files) batchAt(segment, offset uint64) *batch {
 		case 2:
 			e.volume, e.lba, e.count = le.Uint64(rest[8:]), le.Uint64(rest[16:]), le.Uint64(rest[24:])
 			length = 32
+		case 8, 9, 10:
+			e.volume, e.lba, e.count, e.version = le.Uint64(rest[8:]), le.Uint64(rest[16:]), uint64(le.Uint32(rest[4:])), le.Uint64(rest[32:])
+			length = 40
 		case 3, 5:
 			n := int(le.Uint32(rest[4:]))
 			e.content = rest[8 : 8+n]

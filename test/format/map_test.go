@@ -1,16 +1,30 @@
 package format_test
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
-// place is where a block lies and what its checksum is.
+// place is where a block lies and what its checksum is; or which version of it, if it is in place.
 type place struct {
 	address uint64
 	crc     uint32
 	lost    bool
+	tomb    bool
+	inPlace bool
+	version uint64
 }
+
+const inPlaceBit = uint64(1) << 63
+
+// inPlace is where a block is whose slot, or run, has that address.
+func placed(version uint64) place { return place{inPlace: true, version: version} }
 
 // lostPointer is what a slot holds that is lost: nothing has that address.
 var lostPointer = pointer{address: 1}
+
+// placedPointer is what a slot holds below which everything is in place as it was found.
+var placedPointer = pointer{address: 2}
 
 // blockMap has the mapped blocks of a state, by LBA.
 type blockMap map[uint64]place
@@ -64,6 +78,8 @@ func (f *files) readNode(p pointer, level int, first uint64, isBase bool) (map[i
 			slots[slot] = pointer{}
 		case 4:
 			slots[slot] = lostPointer
+		case 5:
+			slots[slot] = placedPointer
 		case 3:
 			delete(slots, slot)
 		default:
@@ -82,6 +98,12 @@ func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
 	if p.address == 0 {
 		return nil
 	}
+	if p == placedPointer {
+		for i := range uint64(1) << (8 + 7*level) {
+			m[first+i] = placed(first + i)
+		}
+		return nil
+	}
 	if p == lostPointer {
 		for i := range uint64(1) << (8 + 7*level) {
 			m[first+i] = place{lost: true}
@@ -94,8 +116,13 @@ func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
 	}
 	for i, s := range slots {
 		if level == 0 {
-			if s.address != 0 {
-				m[first+uint64(i)] = place{s.address, s.crc, s == lostPointer}
+			switch lba := first + uint64(i); {
+			case s.address&inPlaceBit != 0:
+				m[lba] = placed(s.address &^ inPlaceBit / 64)
+			case s.address != 0:
+				m[lba] = place{address: s.address, crc: s.crc, lost: s == lostPointer}
+			default:
+				m[lba] = place{tomb: true}
 			}
 		} else if err := f.readMap(m, s, level-1, first+uint64(i)<<(8+7*(level-1))); err != nil {
 			return err
@@ -104,15 +131,47 @@ func (f *files) readMap(m blockMap, p pointer, level int, first uint64) error {
 	return nil
 }
 
-// content returns the bytes of a state of that size.
-func (f *files) content(m blockMap, size int64) ([]byte, error) {
-	out := make([]byte, (size+blockBytes-1)/blockBytes*blockBytes)
-	for lba, p := range m {
-		b := f.at(pointer{p.address, blockBytes, p.crc})
+// mapped counts the blocks that are not tombstones.
+func (m blockMap) mapped() (n uint64) {
+	for _, p := range m {
+		if !p.tomb {
+			n++
+		}
+	}
+	return n
+}
+
+// content returns the bytes of a state.
+func (c *contents) content(s *state) ([]byte, error) {
+	out := make([]byte, (s.Size+blockBytes-1)/blockBytes*blockBytes)
+	var file []byte
+	var kept blockMap
+	if base := c.volumes[c.volumes[s.Volume].Base]; base != nil {
+		var err error
+		if file, err = os.ReadFile(base.Place.Path); err != nil {
+			return nil, err
+		}
+		kept = c.head(base.Place.Kept).blocks
+	}
+	for lba, p := range s.blocks {
+		if p.inPlace {
+			c.inPlace++
+			now, known := kept[p.version]
+			if !known {
+				copy(out[lba*blockBytes:], file[min(lba*blockBytes, uint64(len(file))):min((lba+1)*blockBytes, uint64(len(file)))])
+				continue
+			}
+			c.kept++
+			p = now
+		}
+		if p.tomb {
+			continue
+		}
+		b := c.at(pointer{p.address, blockBytes, p.crc})
 		if b == nil || lba >= uint64(len(out)/blockBytes) {
 			return nil, fmt.Errorf("block %d at %x", lba, p.address)
 		}
 		copy(out[lba*blockBytes:], b)
 	}
-	return out[:size], nil
+	return out[:s.Size], nil
 }
