@@ -129,10 +129,10 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 		"get /v1/events", "get /v1/jobs", "get /v1/jobs/{job}", "get /v1/pool", "get /v1/snapshots",
 		"get /v1/snapshots/{snapshot}", "get /v1/status", "get /v1/volumes", "get /v1/volumes/{volume}",
 		"patch /v1/pool", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}",
-		"post /v1/bookmarks", "post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
+		"post /v1/adoptions", "post /v1/bookmarks", "post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
 		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/repairs", "post /v1/snapshots",
 		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
-		"post /v1/volumes/{volume}/relayout",
+		"post /v1/volumes/{volume}/copy-back", "post /v1/volumes/{volume}/relayout",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("operations: %s", diff)
@@ -150,7 +150,7 @@ func TestObjectsHaveTheirFields(t *testing.T) {
 	s.ask(t, "POST", "/v1/bookmarks", `{"snapshot":"web@one","name":"mark"}`)
 	s.ask(t, "POST", "/v1/checks", "")
 	for path, want := range map[string]string{
-		"/v1/volumes": "bookmarks clients created_at depends_on exclusive_bytes id labels layout mapped_bytes name origin parent shared_bytes size snapshots",
+		"/v1/volumes": "bookmarks clients created_at depends_on exclusive_bytes id labels layout mapped_bytes name origin parent read_only shared_bytes size snapshots",
 		"/v1/snapshots": "automatic class clones consistency content created_at depends_on durable_ms exclusive_bytes expires_at group_id head id labels " +
 			"mapped_bytes name parent pause_ms protected shared_bytes size steps technique volume volume_id",
 		"/v1/bookmarks": "created_at id name size snapshot snapshot_created_at snapshot_id volume volume_id",
@@ -196,6 +196,21 @@ func TestErrorsCarryCodeAndStatus(t *testing.T) {
 		{"GET", "/v1/pool?top=101", "", 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","keep_for_seconds":-1}`, 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","keep_for_seconds":1e300}`, 400, "usage"},
+		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","technique":"cow"}`, 400, "usage"},
+		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","technique":"clone"}`, 400, "usage"},
+		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","technique":"best"}`, 400, "usage"},
+		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","on_full":"drop-snapshot"}`, 400, "usage"},
+		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","on_full":"panic"}`, 400, "usage"},
+		{"POST", "/v1/adoptions", `{"name":"new","path":"relative"}`, 400, "usage"},
+		{"POST", "/v1/adoptions", `{"name":"new","path":"/"}`, 400, "usage"},
+		{"POST", "/v1/adoptions", `{"name":"new","path":"/nothere"}`, 404, "not_found"},
+		{"POST", "/v1/adoptions", `{"name":"new"}`, 400, "usage"},
+		{"POST", "/v1/volumes", `{"name":"new","size":4096,"inplace":"relative"}`, 400, "usage"},
+		{"POST", "/v1/volumes", `{"name":"new","inplace":"/nodir/new"}`, 400, "usage"},
+		{"POST", "/v1/volumes", `{"name":"new","size":4096,"inplace":"/nodir/new"}`, 404, "not_found"},
+		{"POST", "/v1/volumes", `{"name":"new","from":"web@one","inplace":"/nodir/new"}`, 400, "usage"},
+		{"POST", "/v1/volumes/web/copy-back", "", 400, "usage"},
+		{"POST", "/v1/volumes/nope/copy-back", "", 404, "not_found"},
 		{"POST", "/v1/imports", `{"name":"new","file":"relative"}`, 400, "usage"},
 		{"POST", "/v1/exports", `{"source":"web","file":"relative"}`, 400, "usage"},
 		{"POST", "/v1/exports", `{"source":"web","file":"/x","format":"vmdk"}`, 400, "usage"},

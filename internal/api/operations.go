@@ -34,9 +34,13 @@ type namedJob struct {
 func volumes(api huma.API, d *daemon.Daemon) {
 	operation(api, http.MethodGet, "/v1/volumes", "list-volumes", "List volumes", http.StatusOK,
 		func(ctx context.Context, _ *none) ([]contract.Volume, error) { return d.Volumes(ctx) })
-	operation(api, http.MethodPost, "/v1/volumes", "create-volume", "Create an empty volume, or a clone of a snapshot", http.StatusCreated,
+	operation(api, http.MethodPost, "/v1/volumes", "create-volume", "Create an empty volume, in the pool or in a new file, or a clone of a snapshot", http.StatusCreated,
 		func(ctx context.Context, in *with[contract.CreateVolume]) (contract.Volume, error) {
 			return d.CreateVolume(ctx, in.Body)
+		})
+	operation(api, http.MethodPost, "/v1/adoptions", "adopt-volume", "Make a volume of a raw file or block device where it lies", http.StatusCreated,
+		func(ctx context.Context, in *with[contract.AdoptVolume]) (contract.Volume, error) {
+			return d.AdoptVolume(ctx, in.Body)
 		})
 	operation(api, http.MethodGet, "/v1/volumes/{volume}", "show-volume", "Show a volume", http.StatusOK,
 		func(ctx context.Context, in *namedVolume) (contract.Volume, error) { return d.Volume(ctx, in.Volume) })
@@ -47,7 +51,7 @@ func volumes(api huma.API, d *daemon.Daemon) {
 		}) (contract.Volume, error) {
 			return d.ChangeVolume(ctx, in.Volume, in.Body)
 		})
-	action(api, http.MethodDelete, "/v1/volumes/{volume}", "delete-volume", "Delete a volume without snapshots",
+	action(api, http.MethodDelete, "/v1/volumes/{volume}", "delete-volume", "Delete a volume without snapshots; the file of an inplace one stays",
 		func(ctx context.Context, in *struct {
 			Volume string `path:"volume"`
 			Force  bool   `query:"force" doc:"disconnect its clients"`
@@ -56,6 +60,8 @@ func volumes(api huma.API, d *daemon.Daemon) {
 		})
 	operation(api, http.MethodPost, "/v1/volumes/{volume}/relayout", "relayout-volume", "Start to rewrite a volume's blocks in order", http.StatusAccepted,
 		func(_ context.Context, in *namedVolume) (contract.Job, error) { return d.StartRelayout(in.Volume) })
+	operation(api, http.MethodPost, "/v1/volumes/{volume}/copy-back", "copy-back", "Start to copy a rollback back into a volume's file, where that was cancelled or failed", http.StatusAccepted,
+		func(_ context.Context, in *namedVolume) (contract.Job, error) { return d.StartCopyBack(in.Volume) })
 	operation(api, http.MethodPost, "/v1/imports", "import", "Start to make a volume from an image file", http.StatusAccepted,
 		func(_ context.Context, in *with[contract.Import]) (contract.Job, error) {
 			return d.StartImport(in.Body)

@@ -40,7 +40,7 @@ type grammar struct {
 	Output string `help:"How results are printed: table or json." short:"o" enum:"table,json" default:"table" placeholder:"FORMAT"`
 	Quiet  bool   `help:"No progress and no chatter; results are still printed."`
 	Yes    bool   `help:"Answer yes to what asks first. Nothing asks at present: what is in the way is refused, and --force is the answer."`
-	Force  bool   `help:"Do what is refused for safety: shrink a volume, replace a file, disconnect clients."`
+	Force  bool   `help:"Do what is refused for safety: shrink a volume, replace a file, disconnect clients, adopt what looks like no raw image."`
 	Detach bool   `help:"Do not wait for a long command; print its job's id."`
 
 	Serve      serveCommand      `cmd:"" help:"Run the daemon: the pool, NBD and the API."`

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/cli"
+	"varve/internal/contract"
 	"varve/internal/daemon"
 	"varve/internal/nbd/client"
 )
@@ -49,6 +51,7 @@ func TestScripts(t *testing.T) {
 			"serve": serve, "terminate": terminate, "exits": exits, "field": field,
 			"write": write, "holds": holds, "hold": hold, "release": release,
 			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
+			"job-of-kind": jobOfKind, "delete-snapshots": deleteSnapshots, "lock": lock,
 		},
 	})
 }
@@ -304,6 +307,38 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 
 // jobOf is the job whose id a script put into the file named id.
 func jobOf(ts *testscript.TestScript) string { return strings.TrimSpace(ts.ReadFile("id")) }
+
+// job-of-kind KIND puts the id of the newest job of that kind into the file named id.
+func jobOfKind(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec("varve", "job", "list", "-o", "json"))
+	var jobs []contract.Job
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &jobs))
+	for _, j := range slices.Backward(jobs) {
+		if j.Kind == args[0] {
+			ts.Check(os.WriteFile(ts.MkAbs("id"), []byte(j.ID), 0o600))
+			return
+		}
+	}
+	ts.Fatalf("no job of kind %s", args[0])
+}
+
+// delete-snapshots VOLUME deletes all snapshots of a volume.
+func deleteSnapshots(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec("varve", "snapshot", "list", args[0], "-o", "json"))
+	var snapshots []contract.Snapshot
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &snapshots))
+	for _, s := range snapshots {
+		ts.Check(ts.Exec("varve", "snapshot", "delete", s.Ref()))
+	}
+}
+
+// lock FILE holds a lock on a file until the script ends, as a program would that works on it.
+func lock(ts *testscript.TestScript, neg bool, args []string) {
+	f, err := os.Open(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { f.Close() })
+	ts.Check(syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB))
+}
 
 // wait-job waits for that job and prints it as JSON.
 func waitJob(ts *testscript.TestScript, neg bool, args []string) {

@@ -124,7 +124,7 @@ func (t *terminal) complete(before []string, current string) []string {
 			all = t.values(arg, current)
 		}
 	}
-	all = slices.DeleteFunc(all, func(s string) bool { return !strings.HasPrefix(s, current) })
+	all = slices.DeleteFunc(all, func(s string) bool { return s == "" || !strings.HasPrefix(s, current) })
 	slices.Sort(all)
 	return slices.Compact(all)
 }

@@ -10,8 +10,8 @@ type jobCommands struct {
 	List   jobList   `cmd:"" help:"List jobs, those finished lately too."`
 	Show   jobShow   `cmd:"" help:"Show a job."`
 	Wait   jobWait   `cmd:"" help:"Wait for a job and end as it ended."`
-	Cancel jobCancel `cmd:"" help:"Have a job stop and undo what it did (but for what a relayout has moved); returns when it has."`
-	Pause  jobPause  `cmd:"" help:"Hold a running import, export or relayout."`
+	Cancel jobCancel `cmd:"" help:"Have a job stop and undo what it did (but for what a relayout has moved or a copy-back has copied); returns when it has."`
+	Pause  jobPause  `cmd:"" help:"Hold a running import, export, relayout or copy-back."`
 	Resume jobResume `cmd:"" help:"Let a paused job go on."`
 }
 

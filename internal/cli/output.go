@@ -63,6 +63,11 @@ func joined(labels map[string]string) string {
 	return strings.Join(pairs, " ")
 }
 
+// listed joins the texts that are not empty.
+func listed(texts ...string) string {
+	return strings.Join(slices.DeleteFunc(texts, func(s string) bool { return s == "" }), ", ")
+}
+
 func yes(b bool, word string) string {
 	if b {
 		return word

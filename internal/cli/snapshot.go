@@ -25,7 +25,8 @@ type snapshotCommands struct {
 type snapshotCreate struct {
 	Volumes   []string          `arg:"" name:"volume" help:"Volumes."`
 	Name      string            `required:"" help:"Name of the snapshot." placeholder:"SNAP"`
-	Technique string            `help:"How: row is what volumes in the pool have." enum:"row" default:"row" placeholder:"row"`
+	Technique string            `help:"How: row of volumes in the pool, cow of those in a file of their own; that is the default. cow-copy, clone and mirror are not built yet." enum:",row,cow,cow-copy,clone,mirror" default:"" placeholder:"TECHNIQUE"`
+	OnFull    string            `help:"What to do if the pool has no room for what a cow snapshot needs kept: fail-writes to the volume, or drop-snapshot." enum:"fail-writes,drop-snapshot" default:"fail-writes" placeholder:"WHAT"`
 	KeepFor   keepFor           `help:"Delete it after this time: 90m, 36h, 7d." placeholder:"DURATION"`
 	Label     map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
 }
@@ -69,6 +70,7 @@ func (k *keepFor) UnmarshalText(text []byte) error {
 func (c snapshotCreate) Run(t *terminal) error {
 	made, err := t.client.CreateSnapshots(t.ctx, contract.CreateSnapshot{
 		Volumes: c.Volumes, Name: c.Name, Labels: c.Label, KeepFor: time.Duration(c.KeepFor).Seconds(),
+		Technique: c.Technique, OnFull: c.OnFull,
 	})
 	if err != nil {
 		return err
@@ -109,19 +111,14 @@ func (c snapshotList) Run(t *terminal) error {
 }
 
 func notes(s contract.Snapshot) string {
-	var n []string
-	for _, note := range []string{yes(s.Protected, "protected"), yes(s.Automatic, "automatic"), yes(s.Head, "present descends from it")} {
-		if note != "" {
-			n = append(n, note)
-		}
+	n := []string{
+		yes(s.Suspect, "file changed by somebody else"), yes(s.Protected, "protected"), yes(s.Automatic, "automatic"),
+		yes(s.Head, "present descends from it"),
 	}
 	for _, clone := range s.Clones {
 		n = append(n, "clone "+clone)
 	}
-	if l := joined(s.Labels); l != "" {
-		n = append(n, l)
-	}
-	return strings.Join(n, ", ")
+	return listed(append(n, joined(s.Labels))...)
 }
 
 // branch is a snapshot and what is drawn before it.
@@ -207,6 +204,7 @@ func (t *terminal) showSnapshot(s contract.Snapshot) error {
 		w.row("content", s.Content)
 		w.row("consistency", s.Consistency)
 		w.row("depends on", strings.Join(s.DependsOn, ", "))
+		w.field("on full", s.OnFull)
 		w.row("expires", cmp.Or(localTime(s.ExpiresAt), "never"))
 		w.field("parent", s.Parent)
 		w.field("notes", notes(s))
@@ -269,6 +267,9 @@ func (c snapshotRollback) Run(t *terminal) error {
 		w.row("before kept as", r.Kept.Ref())
 		w.row("writers waited", milliseconds(&r.PauseMS))
 		w.row("durable after", milliseconds(&r.DurableMS))
+		if r.CopyBack != nil {
+			w.row("being copied back", "by job "+r.CopyBack.ID+"; clients need not wait for it")
+		}
 	})
 	t.chat("to undo: varve snapshot rollback %s", r.Kept.Ref())
 	return err

@@ -8,7 +8,7 @@ import (
 )
 
 type statusCommand struct {
-	Check bool `help:"Exit with 1 if there is a PROBLEM: writes stopped, damage found (and not gone at a later check), the pool 95% full."`
+	Check bool `help:"Exit with 1 if there is a PROBLEM: writes stopped, damage found (and not gone at a later check), an adopted file that cannot be used or was changed by somebody else, the pool 95% full."`
 }
 
 // Run shows the status.

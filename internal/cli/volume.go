@@ -10,22 +10,25 @@ import (
 
 type volumeCommands struct {
 	Create   volumeCreate   `cmd:"" help:"Create a volume: empty, from an image, or as an instant clone of a snapshot."`
+	Adopt    volumeAdopt    `cmd:"" help:"Make a volume of a raw image or block device where it lies; nothing of it is changed."`
 	List     volumeList     `cmd:"" help:"List volumes."`
 	Show     volumeShow     `cmd:"" help:"Show a volume."`
 	Rename   volumeRename   `cmd:"" help:"Rename a volume."`
 	Label    volumeLabel    `cmd:"" help:"Set labels; an empty value removes one."`
 	Resize   volumeResize   `cmd:"" help:"Grow a volume; shrink it with --force."`
-	Delete   volumeDelete   `cmd:"" help:"Delete a volume that has no snapshots."`
+	Delete   volumeDelete   `cmd:"" help:"Delete a volume that has no snapshots; an adopted file stays as it is then."`
 	Export   volumeExport   `cmd:"" help:"Write a volume or a snapshot to an image file."`
 	Relayout volumeRelayout `cmd:"" help:"Rewrite what a volume has for itself in order, so that it reads fast again; clients go on meanwhile."`
+	CopyBack volumeCopyBack `cmd:"" help:"Go on copying a rollback back into an adopted file, where that was cancelled or failed."`
 }
 
 type volumeCreate struct {
-	Volume string            `arg:"" name:"name" help:"Name: lower-case letters, digits, dot, underscore, hyphen."`
-	Size   size              `help:"Size; needed unless --from gives it." placeholder:"SIZE"`
-	From   string            `help:"A raw or qcow2 file, or a snapshot VOLUME@NAME to clone. A file whose name looks like a snapshot's: ./FILE." placeholder:"SRC"`
-	Format string            `help:"Format of the image: raw or qcow2. Without, it is detected, which trusts whoever wrote the image: a raw disk can be made to look like a qcow2 that names other files." enum:",raw,qcow2" default:"" placeholder:"FORMAT"`
-	Label  map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
+	Volume  string            `arg:"" name:"name" help:"Name: lower-case letters, digits, dot, underscore, hyphen."`
+	Size    size              `help:"Size; needed unless --from gives it." placeholder:"SIZE"`
+	From    string            `help:"A raw or qcow2 file, or a snapshot VOLUME@NAME to clone. A file whose name looks like a snapshot's: ./FILE." placeholder:"SRC"`
+	Inplace string            `help:"Have it lie in a new raw file of its own, PATH, which must not exist." placeholder:"PATH"`
+	Format  string            `help:"Format of the image: raw or qcow2. Without, it is detected, which trusts whoever wrote the image: a raw disk can be made to look like a qcow2 that names other files." enum:",raw,qcow2" default:"" placeholder:"FORMAT"`
+	Label   map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
 }
 
 // Run creates a volume.
@@ -41,7 +44,14 @@ func (c volumeCreate) Run(t *terminal) error {
 		}
 		return t.finish(job, func(r *contract.Result) error { return t.showVolume(*r.Volume) })
 	}
-	volume, err := t.client.CreateVolume(t.ctx, contract.CreateVolume{Name: c.Volume, Size: int64(c.Size), From: c.From, Labels: c.Label})
+	request := contract.CreateVolume{Name: c.Volume, Size: int64(c.Size), From: c.From, Labels: c.Label}
+	if c.Inplace != "" {
+		var err error
+		if request.Inplace, err = filepath.Abs(c.Inplace); err != nil {
+			return fmt.Errorf("%s: %w", c.Inplace, err)
+		}
+	}
+	volume, err := t.client.CreateVolume(t.ctx, request)
 	if err != nil {
 		return err
 	}
@@ -50,6 +60,9 @@ func (c volumeCreate) Run(t *terminal) error {
 
 // Validate implements kong's check before Run.
 func (c volumeCreate) Validate() error {
+	if c.From != "" && c.Inplace != "" {
+		return fmt.Errorf("--from and --inplace: a volume in a file of its own begins empty; to have a file as it is: varve volume adopt")
+	}
 	if c.From == "" && c.Size == 0 {
 		return fmt.Errorf("a size is needed, larger than 0: --size 10G")
 	}
@@ -57,6 +70,28 @@ func (c volumeCreate) Validate() error {
 		return fmt.Errorf("--format is of the image that --from names")
 	}
 	return nil
+}
+
+type volumeAdopt struct {
+	Volume string            `arg:"" name:"name" help:"Name of the volume."`
+	Path   string            `arg:"" help:"Raw file or block device. It is locked while the daemon runs; nobody else may write to it as long as it is adopted."`
+	Label  map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
+}
+
+// Run adopts a file.
+func (c volumeAdopt) Run(t *terminal) error {
+	path, err := filepath.Abs(c.Path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
+	}
+	volume, err := t.client.AdoptVolume(t.ctx, contract.AdoptVolume{Name: c.Volume, Path: path, Labels: c.Label, Force: t.Force})
+	if err != nil {
+		return err
+	}
+	if volume.ReadOnly {
+		fmt.Fprintf(t.stderr, "varve: warning: %s cannot be written, so volume %s is read-only\n", oneLine(volume.Path), volume.Name)
+	}
+	return t.showVolume(volume)
 }
 
 type volumeList struct{}
@@ -68,11 +103,17 @@ func (volumeList) Run(t *terminal) error {
 		return err
 	}
 	return t.print(volumes, func(w *table) {
-		w.row("NAME", "SIZE", "MAPPED", "EXCLUSIVE", "SNAPSHOTS", "CLIENTS", "LABELS")
+		w.row("NAME", "LAYOUT", "SIZE", "MAPPED", "EXCLUSIVE", "SNAPSHOTS", "CLIENTS", "NOTES")
 		for _, v := range volumes {
-			w.row(v.Name, humanSize(v.Size), humanSize(v.MappedBytes), humanSize(v.ExclusiveBytes), v.Snapshots, len(v.Clients), joined(v.Labels))
+			w.row(v.Name, v.Layout, humanSize(v.Size), humanSize(v.MappedBytes), humanSize(v.ExclusiveBytes), v.Snapshots, len(v.Clients), volumeNotes(v))
 		}
 	})
+}
+
+// volumeNotes are what is out of the ordinary, and the labels.
+func volumeNotes(v contract.Volume) string {
+	return listed(yes(v.ReadOnly, "read-only"), yes(v.Broken != "", "broken"), yes(v.Suspect, "file changed by somebody else"),
+		yes(v.CopyingBack, "rollback being copied back"), joined(v.Labels))
 }
 
 type volumeShow struct {
@@ -103,6 +144,11 @@ func drawVolume(w *table, v contract.Volume) {
 	}
 	w.row("shared", humanSize(v.SharedBytes))
 	w.row("layout", v.Layout)
+	w.field("file", v.Path+yes(v.ReadOnly, ", read-only"))
+	w.field("broken", v.Broken)
+	w.field("changed", yes(v.Suspect, "somebody else has changed the file; what older snapshots have in it is not served"))
+	w.field("rollback", yes(v.CopyingBack, "not wholly in the file yet; clients see what they should"))
+	w.row("depends on", strings.Join(v.DependsOn, ", "))
 	w.field("labels", joined(v.Labels))
 	w.row("snapshots", v.Snapshots)
 	if v.Bookmarks > 0 {
@@ -211,6 +257,24 @@ func (c volumeRelayout) Run(t *terminal) error {
 	}
 	return t.finish(job, func(r *contract.Result) error {
 		return t.print(r.Relayout, func(w *table) { drawRelayout(w, r.Relayout) })
+	})
+}
+
+type volumeCopyBack struct {
+	Volume string `arg:"" help:"Volume."`
+}
+
+// Run copies a rollback back.
+func (c volumeCopyBack) Run(t *terminal) error {
+	job, err := t.client.CopyBack(t.ctx, c.Volume)
+	if err != nil {
+		return err
+	}
+	return t.finish(job, func(r *contract.Result) error {
+		if r.Volume == nil { // it is deleted already
+			return nil
+		}
+		return t.showVolume(*r.Volume)
 	})
 }
 

@@ -51,13 +51,18 @@ type Volume struct {
 	ID             string            `json:"id" doc:"UUID; it stays when the name changes"`
 	Name           string            `json:"name"`
 	Size           int64             `json:"size" doc:"logical size in bytes"`
-	Layout         string            `json:"layout" enum:"redirect"`
+	Layout         string            `json:"layout" enum:"redirect,inplace" doc:"redirect: in the pool; inplace: in a raw file or block device of its own"`
+	Path           string            `json:"path,omitempty" doc:"that file or device"`
+	ReadOnly       bool              `json:"read_only" doc:"it cannot be written, as its file cannot"`
+	Broken         string            `json:"broken,omitempty" doc:"why its file cannot be used"`
+	Suspect        bool              `json:"suspect,omitempty" doc:"somebody else has changed its file: what older snapshots have in it is not served"`
+	CopyingBack    bool              `json:"copying_back,omitempty" doc:"a rollback is not wholly in its file yet; clients see what they should"`
 	Labels         map[string]string `json:"labels"`
-	MappedBytes    int64             `json:"mapped_bytes" doc:"blocks that hold data"`
-	ExclusiveBytes int64             `json:"exclusive_bytes" doc:"held by this volume alone"`
+	MappedBytes    int64             `json:"mapped_bytes" doc:"blocks that hold data; of an inplace volume, what its file takes on the disk"`
+	ExclusiveBytes int64             `json:"exclusive_bytes" doc:"held in the pool by this volume alone; of an inplace volume 0"`
 	SharedBytes    int64             `json:"shared_bytes" doc:"held together with snapshots or clones"`
 	TotalBytes     *int64            `json:"total_bytes,omitempty" doc:"what deleting it with all its snapshots would free; absent in lists, and while clones share that"`
-	DependsOn      []string          `json:"depends_on"`
+	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, file:PATH, volume:NAME"`
 	Snapshots      int               `json:"snapshots"`
 	Bookmarks      int               `json:"bookmarks"`
 	Parent         string            `json:"parent" doc:"newest snapshot of this volume that its content descends from; may be empty"`
@@ -67,6 +72,12 @@ type Volume struct {
 	PauseMS        *float64          `json:"pause_ms,omitempty" doc:"answer to a cloning: how long writers waited"`
 	DurableMS      *float64          `json:"durable_ms,omitempty" doc:"answer to a cloning: until the record was on disk, pause included"`
 }
+
+// The layouts of volumes.
+const (
+	LayoutRedirect = "redirect"
+	LayoutInplace  = "inplace"
+)
 
 // Client is an NBD connection.
 type Client struct {
@@ -82,6 +93,21 @@ type Step struct {
 	MS   float64 `json:"ms"`
 }
 
+// The techniques of snapshots.
+const (
+	TechniqueRow     = "row"
+	TechniqueCOW     = "cow"
+	TechniqueCOWCopy = "cow-copy"
+	TechniqueClone   = "clone"
+	TechniqueMirror  = "mirror"
+)
+
+// What happens if the pool has no room for what a cow snapshot needs kept.
+const (
+	OnFullFailWrites   = "fail-writes"
+	OnFullDropSnapshot = "drop-snapshot"
+)
+
 // Snapshot is the state of a volume at one instant.
 type Snapshot struct {
 	ID             string            `json:"id"`
@@ -90,11 +116,13 @@ type Snapshot struct {
 	Name           string            `json:"name"`
 	Size           int64             `json:"size" doc:"logical size in bytes"`
 	CreatedAt      Time              `json:"created_at"`
-	Technique      string            `json:"technique" enum:"row"`
+	Technique      string            `json:"technique" enum:"row,cow"`
 	Class          string            `json:"class" enum:"logical,physical"`
 	Content        string            `json:"content" enum:"full,incremental"`
 	Consistency    string            `json:"consistency" enum:"crash,application"`
-	DependsOn      []string          `json:"depends_on"`
+	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, volume:NAME"`
+	OnFull         string            `json:"on_full,omitempty" enum:"fail-writes,drop-snapshot" doc:"of technique cow: what happens if the pool has no room for what it needs kept"`
+	Suspect        bool              `json:"suspect,omitempty" doc:"somebody else has changed the file it has blocks in; these are not served"`
 	Protected      bool              `json:"protected"`
 	ExpiresAt      *Time             `json:"expires_at" required:"true" doc:"null: never"`
 	Automatic      bool              `json:"automatic" doc:"made by a rollback"`
@@ -143,6 +171,7 @@ type Rollback struct {
 	Kept      Snapshot `json:"kept" doc:"the present as it was; roll back to it to undo"`
 	PauseMS   float64  `json:"pause_ms" doc:"how long writers waited"`
 	DurableMS float64  `json:"durable_ms" doc:"until the record was on disk, pause included"`
+	CopyBack  *Job     `json:"copy_back,omitempty" doc:"of an inplace volume: the job that copies the snapshot back into its file, which clients need not wait for"`
 }
 
 // JobState is where a job stands.
@@ -172,12 +201,14 @@ const (
 	JobReclaim = "reclaim"
 	// JobRelayout rewrites a volume in order.
 	JobRelayout = "relayout"
+	// JobCopyBack copies a rollback back into the file of an inplace volume. It goes on when the daemon starts again.
+	JobCopyBack = "copy-back"
 )
 
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout"`
+	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -191,7 +222,7 @@ type Job struct {
 
 // Result is what a job came to; the field of its kind is set.
 type Result struct {
-	Volume   *Volume   `json:"volume,omitempty" doc:"of an import"`
+	Volume   *Volume   `json:"volume,omitempty" doc:"of an import, or of a copy-back"`
 	Export   *Export   `json:"export,omitempty"`
 	Check    *Check    `json:"check,omitempty"`
 	Reclaim  *Reclaim  `json:"reclaim,omitempty"`

@@ -2,10 +2,20 @@ package contract
 
 // CreateVolume asks for a new volume: empty, or a clone of a snapshot.
 type CreateVolume struct {
+	Name string `json:"name"`
+	Size int64  `json:"size,omitempty" doc:"bytes; for a clone 0 means the snapshot's"`
+	From string `json:"from,omitempty" doc:"snapshot to clone, VOLUME@NAME"`
+	// Inplace has the volume lie in a file of its own.
+	Inplace string            `json:"inplace,omitempty" doc:"absolute path, on the daemon's machine, of a new raw file that the volume is to lie in"`
+	Labels  map[string]string `json:"labels,omitempty"`
+}
+
+// AdoptVolume asks to make an inplace volume of what there is already. Nothing of it is changed.
+type AdoptVolume struct {
 	Name   string            `json:"name"`
-	Size   int64             `json:"size,omitempty" doc:"bytes; for a clone 0 means the snapshot's"`
-	From   string            `json:"from,omitempty" doc:"snapshot to clone, VOLUME@NAME"`
+	Path   string            `json:"path" doc:"absolute path of a raw file or block device on the daemon's machine"`
 	Labels map[string]string `json:"labels,omitempty"`
+	Force  bool              `json:"force,omitempty" doc:"take it as a raw disk, even if it looks like an image of another format"`
 }
 
 // Import asks for a new volume with the content of an image file.
@@ -39,6 +49,9 @@ type CreateSnapshot struct {
 	Name    string            `json:"name"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	KeepFor float64           `json:"keep_for_seconds,omitempty" minimum:"0" doc:"delete it after this time; 0 means never"`
+	// Technique is one for all volumes; empty: that of each one's layout.
+	Technique string `json:"technique,omitempty" enum:"row,cow,cow-copy,clone,mirror" doc:"row of redirect volumes, cow of inplace ones, which are the defaults; the others are not there yet"`
+	OnFull    string `json:"on_full,omitempty" enum:"fail-writes,drop-snapshot" default:"fail-writes" doc:"of technique cow: what happens if the pool has no room for what it needs kept"`
 }
 
 // CreateBookmark asks for a bookmark of a snapshot.

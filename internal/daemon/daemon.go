@@ -7,7 +7,8 @@
 // sockets. An export is what NBD serves: VOLUME, read-write, or
 // VOLUME@SNAPSHOT, read-only. A session is one NBD connection that has an export
 // open. A job is long work (import, export, check); it ends with the daemon and
-// leaves nothing half-made when it is cancelled.
+// leaves nothing half-made when it is cancelled; a rollback that is copied back
+// into a file is right all the time, and goes on when a daemon starts.
 //
 // Invariants: one daemon works on a data directory, the pool's lock sees to
 // it. What stands in somebody's way (clients, snapshots, protection) is a
@@ -30,7 +31,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/google/uuid"
 
 	"varve/internal/contract"
 	"varve/internal/nbd/server"
@@ -68,9 +72,11 @@ type Daemon struct {
 
 	pool       *pool.Pool
 	jobs       *jobs
+	copyBacks  copyBacks
 	journal    *journal
 	sessions   *sessions
 	timings    timings
+	dropped    atomic.Bool // the pool has given up snapshots
 	expiryKick chan struct{}
 
 	listeners  []net.Listener
@@ -99,7 +105,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	}
 	d := &Daemon{
 		dir: dir, poolDir: poolDir(dir), version: c.Version, log: c.Log, now: c.Clock, startedAt: c.Clock(),
-		jobs: newJobs(c.Clock), journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
+		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
 		expiryKick: make(chan struct{}, 1),
 	}
 	if err := d.openPool(ctx, c); err != nil {
@@ -111,6 +117,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	expiry, endExpiry := context.WithCancel(context.Background())
 	d.endExpiry = endExpiry
 	d.background.Go(func() { d.expireLoop(expiry) })
+	d.resumeCopyBacks()
 	d.log.Info("ready", "data", dir, "nbd", d.addresses(), "volumes", d.pool.Info().Volumes)
 	return d, nil
 }
@@ -126,7 +133,7 @@ func (d *Daemon) openPool(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("read data directory: %w", err)
 	}
-	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.journal.poolEvent}
+	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.poolEvent}
 	if _, err := os.Stat(d.poolDir); errors.Is(err, fs.ErrNotExist) {
 		for _, e := range entries {
 			if !own[e.Name()] {

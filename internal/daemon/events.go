@@ -24,10 +24,12 @@ type journal struct {
 }
 
 // brokenPromises are the kinds of event after which `status --check` fails.
-var brokenPromises = map[string]bool{pool.EventDamage: true, pool.EventWriteStop: true}
+var brokenPromises = map[string]bool{
+	pool.EventDamage: true, pool.EventWriteStop: true, pool.EventPlaceLost: true, pool.EventPlaceChanged: true,
+}
 
 // warnings are the kinds of event that will become broken promises unless something is done.
-var warnings = map[string]bool{pool.EventSpace: true, pool.EventSpaceFull: true, pool.EventReclaimFailed: true}
+var warnings = map[string]bool{pool.EventSpace: true, pool.EventSpaceFull: true, pool.EventReclaimFailed: true, pool.EventSnapshotDropped: true}
 
 func newJournal(log *slog.Logger) *journal {
 	return &journal{log: log, broken: map[string]contract.Event{}}
@@ -54,7 +56,7 @@ func (j *journal) add(e contract.Event) {
 	}
 	j.events = append(j.events, e)
 	if brokenPromises[e.Kind] && len(j.broken) < maxEvents {
-		j.broken[e.Kind+" "+e.Object] = e
+		j.broken[brokenKey(e.Kind, e.Object)] = e
 	}
 }
 
@@ -79,13 +81,45 @@ func (j *journal) latest(n int) []contract.Event {
 	return append([]contract.Event{}, j.events[max(0, len(j.events)-n):]...)
 }
 
-// problems returns the broken promises seen since the daemon started, but for damage that a later check did not find.
+// problems returns the broken promises seen since the daemon started, but for damage that a later check did not find,
+// and for what fileProblems tells.
 func (j *journal) problems() []string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	out := make([]string, 0, len(j.broken))
 	for _, e := range j.broken {
-		out = append(out, e.Object+": "+e.Message)
+		if e.Kind != pool.EventPlaceLost && e.Kind != pool.EventPlaceChanged {
+			out = append(out, e.Object+": "+e.Message)
+		}
 	}
 	return out
+}
+
+func brokenKey(kind, object string) string { return kind + " " + object }
+
+// brokenBy returns what was last told of this kind about an object; empty if nothing was.
+func (j *journal) brokenBy(kind, object string) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.broken[brokenKey(kind, object)].Message
+}
+
+// renamedFile has what was wrong with the file of a volume told of its new name.
+func (j *journal) renamedFile(from, to string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, kind := range []string{pool.EventPlaceLost, pool.EventPlaceChanged} {
+		if e, ok := j.broken[brokenKey(kind, from)]; ok {
+			delete(j.broken, brokenKey(kind, from))
+			j.broken[brokenKey(kind, to)] = e
+		}
+	}
+}
+
+// forgetFile forgets what was wrong with the file of a volume that is deleted: another one may have its name next.
+func (j *journal) forgetFile(volume string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.broken, brokenKey(pool.EventPlaceLost, volume))
+	delete(j.broken, brokenKey(pool.EventPlaceChanged, volume))
 }

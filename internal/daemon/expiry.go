@@ -22,6 +22,7 @@ func (d *Daemon) snapshotsChanged() {
 // expireLoop deletes snapshots when their time is over, until ctx ends.
 func (d *Daemon) expireLoop(ctx context.Context) {
 	for {
+		d.forgetDropped()
 		next := d.expire(ctx, d.now())
 		timer := time.NewTimer(next)
 		select {

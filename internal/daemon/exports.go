@@ -15,7 +15,7 @@ import (
 	"varve/internal/pool"
 )
 
-// exports is what NBD serves: every volume, and every snapshot read-only.
+// exports is what NBD serves: every volume, and every snapshot read-only. So is a volume whose file cannot be written.
 type exports struct{ d *Daemon }
 
 // List implements server.Exports: each volume is followed by its snapshots.
@@ -52,9 +52,10 @@ func (e exports) Open(_ context.Context, name string, s *server.Session) (*serve
 
 func (e exports) open(name string) (*server.Export, openExport, error) {
 	var (
-		device *pool.Device
-		opened openExport
-		err    error
+		device   *pool.Device
+		opened   openExport
+		readOnly bool
+		err      error
 	)
 	if volume, snapshot, ok := contract.ParseRef(name); ok {
 		ref := pool.SnapshotRef{Volume: volume, Name: snapshot}
@@ -62,20 +63,20 @@ func (e exports) open(name string) (*server.Export, openExport, error) {
 		if info, err = e.d.pool.Snapshot(ref); err != nil {
 			return nil, opened, err
 		}
-		opened = openExport{volume: info.VolumeID, snapshot: snapshot}
+		opened, readOnly = openExport{volume: info.VolumeID, snapshot: snapshot}, true
 		device, err = e.d.pool.OpenSnapshot(ref)
 	} else {
 		var info pool.VolumeInfo
 		if info, err = e.d.pool.Volume(name); err != nil {
 			return nil, opened, err
 		}
-		opened = openExport{volume: info.ID}
+		opened, readOnly = openExport{volume: info.ID}, info.ReadOnly
 		device, err = e.d.pool.OpenVolume(name)
 	}
 	if err != nil {
 		return nil, opened, err
 	}
-	return &server.Export{Name: name, Device: device, ReadOnly: opened.snapshot != "", Contexts: contexts{device}}, opened, nil
+	return &server.Export{Name: name, Device: device, ReadOnly: readOnly, Contexts: contexts{device}}, opened, nil
 }
 
 // openExport is what a session last opened. The volume is known by its id, since its name can change.

@@ -263,7 +263,7 @@ func (d *Daemon) CancelJob(id string) (contract.Job, error) {
 	return j.view, nil
 }
 
-// PauseJob holds a running import, export or relayout at its next step; other kinds and states are ErrJobState.
+// PauseJob holds a running import, export, relayout or copy-back at its next step; other kinds and states are ErrJobState.
 func (d *Daemon) PauseJob(id string) (contract.Job, error) {
 	return d.hold(id, contract.JobRunning, contract.JobPaused)
 }

@@ -11,8 +11,12 @@ import (
 // job that ends early leaves the volume partly in order; another one goes on from there. The result tells
 // what was done also where it fails, with code damaged if blocks cannot be read.
 func (d *Daemon) StartRelayout(name string) (contract.Job, error) {
-	if _, err := d.pool.Volume(name); err != nil {
-		return contract.Job{}, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+	info, err := d.volumeInfo(name)
+	if err != nil {
+		return contract.Job{}, err
+	}
+	if info.Path != "" {
+		return contract.Job{}, contract.Errorf(contract.CodeUsage, "relayout volume %q: it lies in a file of its own, where every block has its place already", name)
 	}
 	for _, j := range d.Jobs() {
 		if j.Kind == contract.JobRelayout && j.Object == name && !j.State.Final() {

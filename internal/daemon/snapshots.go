@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
+	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/pool"
 )
@@ -39,6 +42,13 @@ func (t *timings) get(id string) (timing, bool) {
 	defer t.mu.Unlock()
 	v, ok := t.of[id]
 	return v, ok
+}
+
+// ids are the snapshots that are remembered.
+func (t *timings) ids() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.of))
 }
 
 func (t *timings) forget(id string) {
@@ -105,7 +115,8 @@ func (d *Daemon) snapshot(ctx context.Context, info pool.SnapshotInfo) (contract
 	s := contract.Snapshot{
 		ID: info.ID.String(), Volume: info.Volume, VolumeID: info.VolumeID.String(), Name: info.Name,
 		Size: info.SizeBytes, CreatedAt: contract.Time{Time: info.CreatedAt},
-		Technique: "row", Class: "logical", Content: "incremental", Consistency: "crash", DependsOn: []string{"pool"},
+		Technique: techniqueOf(info), Class: "logical", Content: "incremental", Consistency: "crash", DependsOn: snapshotNeeds(info),
+		OnFull: onFull(info), Suspect: info.Suspect,
 		Protected: info.Protected, ExpiresAt: contract.At(info.ExpiresAt), Automatic: info.Automatic,
 		Labels: labels(info.Labels), Parent: info.Parent, Head: info.Head, Clones: append([]string{}, info.Clones...),
 		MappedBytes: usage.Mapped, ExclusiveBytes: usage.Exclusive, SharedBytes: usage.Shared,
@@ -127,7 +138,13 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 	if r.KeepFor > maxKeepFor {
 		return nil, contract.Errorf(contract.CodeUsage, "create snapshot %s: %g seconds is too long a time to keep it", r.Name, r.KeepFor)
 	}
-	spec := pool.SnapshotSpec{Name: r.Name, Labels: r.Labels, KeepFor: time.Duration(r.KeepFor * float64(time.Second))}
+	if err := d.checkTechnique(r); err != nil {
+		return nil, err
+	}
+	spec := pool.SnapshotSpec{
+		Name: r.Name, Labels: r.Labels, KeepFor: time.Duration(r.KeepFor * float64(time.Second)),
+		DropWhenFull: r.OnFull == contract.OnFullDropSnapshot,
+	}
 	initiated := time.Since(began)
 	infos, took, err := d.pool.CreateSnapshot(ctx, r.Volumes, spec)
 	if err != nil {
@@ -200,15 +217,22 @@ func (d *Daemon) ProtectSnapshot(ctx context.Context, name string, protected boo
 }
 
 // Rollback makes the snapshot the content of its volume; the present is kept as
-// an automatic snapshot. A connection that has written stands in the way unless
+// an automatic snapshot. Into the file of an inplace volume the content is copied
+// back by a job, which nobody has to wait for. A connection that has written stands in the way unless
 // force, which disconnects it and waits for that.
 func (d *Daemon) Rollback(ctx context.Context, name string, force bool) (contract.Rollback, error) {
 	ref, err := parseRef(name)
 	if err != nil {
 		return contract.Rollback{}, err
 	}
-	if _, err := d.snapshotInfo(ref); err != nil {
+	info, err := d.snapshotInfo(ref)
+	if err != nil {
 		return contract.Rollback{}, err
+	}
+	if info.Suspect && techniqueOf(info) == contract.TechniqueCOW { // nobody is cut off for what cannot be
+		return contract.Rollback{}, contract.Errorf(contract.CodeDamaged,
+			"roll back to %s: somebody else has changed the volume's file since, and what the snapshot has in it may not be what it was", ref).
+			WithHint("read what was kept before that over NBD: the export %s; the rest of it is I/O errors", ref)
 	}
 	if force {
 		d.sessions.disconnect(ref.Volume, true, "the volume is rolled back")
@@ -220,16 +244,18 @@ func (d *Daemon) Rollback(ctx context.Context, name string, force bool) (contrac
 		return err
 	}, ref.Volume)
 	if err != nil {
+		err = hinted(err, block.ErrReadOnly, "copy it out instead, to another volume or file: varve volume create NAME --from %[1]s, or varve volume export %[1]s FILE", ref)
 		return contract.Rollback{}, hinted(err, pool.ErrInUse,
 			"it would not notice that the content changes: disconnect it first, or have that done: --force")
 	}
 	d.snapshotsChanged()
+	copyBack := d.copyBackAfterRollback(ref.Volume)
 	keptAs, err := d.snapshot(ctx, kept)
 	if err != nil {
 		return contract.Rollback{}, fmt.Errorf("rolled back, but the snapshot that keeps the present cannot be described: %w", err)
 	}
 	return contract.Rollback{
 		Volume: ref.Volume, Snapshot: ref.String(), Kept: keptAs,
-		PauseMS: contract.Milliseconds(took.Pause), DurableMS: contract.Milliseconds(took.Durable),
+		PauseMS: contract.Milliseconds(took.Pause), DurableMS: contract.Milliseconds(took.Durable), CopyBack: copyBack,
 	}, nil
 }

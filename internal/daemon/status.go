@@ -94,6 +94,7 @@ func (d *Daemon) Status() contract.Status {
 			s.Jobs = append(s.Jobs, j)
 		}
 	}
+	s.Problems = append(s.Problems, d.fileProblems()...)
 	if s.Pool.ReadOnlyReason != "" {
 		s.Problems = append(s.Problems, "writes are stopped: "+s.Pool.ReadOnlyReason)
 	}
@@ -104,6 +105,9 @@ func (d *Daemon) Status() contract.Status {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("the pool is %d%% full; when it is full, writes fail", percent))
 	}
 	slices.Sort(s.Problems)
+	for _, name := range d.idleCopyBacks() {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: a rollback is not wholly in its file, and no job copies it back: varve volume copy-back %s", name, name))
+	}
 	if old := d.pool.SnapshotsBefore(d.now().Add(-oldSnapshot)); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
 	}

@@ -41,6 +41,10 @@ func (d *Daemon) StartImport(r contract.Import) (contract.Job, error) {
 	if !filepath.IsAbs(r.File) {
 		return contract.Job{}, contract.Errorf(contract.CodeUsage, "import %s: the path is not absolute", r.File)
 	}
+	if name := d.volumeIn(r.File); name != "" {
+		return contract.Job{}, contract.Errorf(contract.CodeRefused, "create volume %s from %s: volume %q lies in it, and may be written to meanwhile", r.Name, r.File, name).
+			WithHint("clone a snapshot of it: varve snapshot create %s --name SNAP, varve volume create %s --from %s@SNAP", name, r.Name, name)
+	}
 	source, info, err := image.Open(r.File, r.Format)
 	if err != nil {
 		return contract.Job{}, fmt.Errorf("create volume %s: %w", r.Name, err)
@@ -111,6 +115,9 @@ func (d *Daemon) StartExport(r contract.ExportFile) (contract.Job, error) {
 	}
 	if info, err := os.Stat(r.File); err == nil && !info.IsDir() && !r.Force {
 		return contract.Job{}, fmt.Errorf("export to %s: %w", r.File, fs.ErrExist)
+	}
+	if name := d.volumeIn(r.File); name != "" {
+		return contract.Job{}, contract.Errorf(contract.CodeRefused, "export to %s: volume %q lies in it", r.File, name).WithHint("name another file")
 	}
 	volume, snapshot, isSnapshot := contract.ParseRef(r.Source)
 	if isSnapshot {

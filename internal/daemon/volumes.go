@@ -27,11 +27,16 @@ func (d *Daemon) Volumes(ctx context.Context) ([]contract.Volume, error) {
 	return out, nil
 }
 
+func (d *Daemon) volumeInfo(name string) (pool.VolumeInfo, error) {
+	info, err := d.pool.Volume(name)
+	return info, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+}
+
 // Volume describes one volume. pool.ErrNotFound.
 func (d *Daemon) Volume(ctx context.Context, name string) (contract.Volume, error) {
-	info, err := d.pool.Volume(name)
+	info, err := d.volumeInfo(name)
 	if err != nil {
-		return contract.Volume{}, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+		return contract.Volume{}, err
 	}
 	v, err := d.volume(ctx, info)
 	if err != nil {
@@ -49,12 +54,17 @@ func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Vol
 	if err != nil {
 		return contract.Volume{}, err
 	}
-	return contract.Volume{
-		ID: info.ID.String(), Name: info.Name, Size: info.SizeBytes, Layout: "redirect", Labels: labels(info.Labels),
+	v := contract.Volume{
+		ID: info.ID.String(), Name: info.Name, Size: info.SizeBytes, Layout: layout(info), Labels: labels(info.Labels),
 		MappedBytes: usage.Mapped, ExclusiveBytes: usage.Exclusive, SharedBytes: usage.Shared,
-		DependsOn: []string{"pool"}, Snapshots: info.Snapshots, Bookmarks: info.Bookmarks, Parent: info.Parent, Origin: info.Origin,
+		DependsOn: volumeNeeds(info), Snapshots: info.Snapshots, Bookmarks: info.Bookmarks, Parent: info.Parent, Origin: info.Origin,
 		CreatedAt: contract.Time{Time: info.CreatedAt}, Clients: d.sessions.of(info.Name),
-	}, nil
+		Path: info.Path, ReadOnly: info.ReadOnly, Broken: info.Broken, Suspect: info.Suspect, CopyingBack: info.CopyingBack,
+	}
+	if info.Path != "" { // its blocks take room in the file, not in the pool
+		v.MappedBytes, v.ExclusiveBytes, v.SharedBytes = info.MappedBytes, 0, 0
+	}
+	return v, nil
 }
 
 // labels is never nil, so that JSON has {} where there are none.
@@ -64,8 +74,11 @@ func labels(of map[string]string) map[string]string {
 	return out
 }
 
-// CreateVolume makes an empty volume, or a clone of the snapshot r.From.
+// CreateVolume makes an empty volume, in the pool or in a new file r.Inplace, or a clone of the snapshot r.From.
 func (d *Daemon) CreateVolume(ctx context.Context, r contract.CreateVolume) (contract.Volume, error) {
+	if r.Inplace != "" {
+		return d.createInplace(ctx, r)
+	}
 	spec := pool.VolumeSpec{Name: r.Name, SizeBytes: r.Size, Labels: r.Labels}
 	if r.From == "" {
 		info, err := d.pool.CreateVolume(ctx, spec)
@@ -121,6 +134,7 @@ func (d *Daemon) ChangeVolume(ctx context.Context, name string, r contract.Chang
 		if err := d.pool.RenameVolume(ctx, name, r.Name); err != nil {
 			return contract.Volume{}, err
 		}
+		d.journal.renamedFile(name, r.Name)
 		name = r.Name
 	}
 	return d.Volume(ctx, name)
@@ -131,7 +145,7 @@ func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool
 	if err != nil {
 		return err
 	}
-	if size >= before.SizeBytes {
+	if size >= before.SizeBytes || before.Path != "" { // that of a file is refused, and nobody is cut off for it
 		return d.pool.ResizeVolume(ctx, name, size, false)
 	}
 	if force {
@@ -140,20 +154,26 @@ func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool
 	return d.sessions.unlessInUse(ctx, func() error { return d.pool.ResizeVolume(ctx, name, size, force) }, name)
 }
 
-// DeleteVolume deletes a volume without snapshots. Clients stand in the way unless force, which disconnects them.
+// DeleteVolume deletes a volume without snapshots; the file of an inplace one stays. Clients stand in the way unless force, which disconnects them.
 func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) error {
-	info, err := d.pool.Volume(name)
+	info, err := d.volumeInfo(name)
 	if err != nil {
-		return hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
+		return err
 	}
 	if info.Snapshots > 0 {
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: it has %s", name, count(info.Snapshots, "snapshot")).
 			WithHint("delete them first: varve snapshot list %s", name)
 	}
+	if err := d.detachable(info); err != nil {
+		return err
+	}
 	if force {
 		d.sessions.disconnect(name, false, "the volume is deleted")
 	}
 	err = d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteVolume(ctx, name) }, name)
+	if err == nil && info.Path != "" {
+		d.journal.forgetFile(name)
+	}
 	return hinted(err, pool.ErrInUse, "see who is connected with varve status; to disconnect them: --force")
 }
 

@@ -73,7 +73,7 @@ func Open(path, formatName string) (block.Device, Info, error) {
 	kind := format.Format(formatName)
 	if kind == "" {
 		var err error
-		if kind, err = detect(path); err != nil {
+		if kind, err = Detect(path); err != nil {
 			return nil, Info{}, err
 		}
 	}
@@ -111,8 +111,8 @@ func asDevice[D imageDevice](d D, err error) (imageDevice, error) {
 	return d, nil
 }
 
-// detect finds the format of the file at path.
-func detect(path string) (format.Format, error) {
+// Detect finds the format of the file at path, by its first bytes alone. ErrInUse.
+func Detect(path string) (format.Format, error) {
 	file, err := raw.Open(path)
 	if err != nil {
 		return "", err

@@ -179,9 +179,19 @@ func (c *Client) Volume(ctx context.Context, name string) (contract.Volume, erro
 	return get[contract.Volume](ctx, c, volumePath(name))
 }
 
-// CreateVolume makes an empty volume or a clone.
+// CreateVolume makes an empty volume, in the pool or in a new file, or a clone.
 func (c *Client) CreateVolume(ctx context.Context, r contract.CreateVolume) (contract.Volume, error) {
 	return send[contract.Volume](ctx, c, http.MethodPost, "/v1/volumes", r)
+}
+
+// AdoptVolume makes a volume of a raw file or block device where it lies.
+func (c *Client) AdoptVolume(ctx context.Context, r contract.AdoptVolume) (contract.Volume, error) {
+	return send[contract.Volume](ctx, c, http.MethodPost, "/v1/adoptions", r)
+}
+
+// CopyBack starts to copy a rollback back into a volume's file, where that was cancelled or failed.
+func (c *Client) CopyBack(ctx context.Context, volume string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, volumePath(volume)+"/copy-back", nil)
 }
 
 // Import starts to make a volume from an image file.

@@ -1,0 +1,60 @@
+package daemon
+
+import (
+	"varve/internal/contract"
+	"varve/internal/pool"
+)
+
+// What a volume or snapshot depends on is what must be there for all of it to be read, in three kinds of words:
+//
+//	pool         this pool
+//	file:PATH    a file or device that the pool does not own
+//	volume:NAME  that volume with all that it depends on itself
+//
+// So an inplace volume depends on its file alone, but while a rollback is being copied back; its snapshots, and the
+// clones of these, on the pool for what was overwritten and on the volume for the rest.
+
+func layout(info pool.VolumeInfo) string {
+	if info.Path != "" {
+		return contract.LayoutInplace
+	}
+	return contract.LayoutRedirect
+}
+
+func volumeNeeds(info pool.VolumeInfo) []string {
+	switch {
+	case info.Path != "" && info.CopyingBack:
+		return []string{"pool", "file:" + info.Path}
+	case info.Path != "":
+		return []string{"file:" + info.Path}
+	case info.Base != "":
+		return []string{"pool", "volume:" + info.Base}
+	}
+	return []string{"pool"}
+}
+
+// techniqueOf is cow for the snapshots of inplace volumes. Those of a clone of one have blocks in the file as well, and still are row.
+func techniqueOf(info pool.SnapshotInfo) string {
+	if info.Base == info.Volume {
+		return contract.TechniqueCOW
+	}
+	return contract.TechniqueRow
+}
+
+func snapshotNeeds(info pool.SnapshotInfo) []string {
+	if info.Base != "" {
+		return []string{"pool", "volume:" + info.Base}
+	}
+	return []string{"pool"}
+}
+
+// onFull is what happens if there is no room for what a snapshot needs kept; of row snapshots nothing is kept.
+func onFull(info pool.SnapshotInfo) string {
+	switch {
+	case techniqueOf(info) != contract.TechniqueCOW:
+		return ""
+	case info.DropWhenFull:
+		return contract.OnFullDropSnapshot
+	}
+	return contract.OnFullFailWrites
+}
