@@ -53,10 +53,8 @@ type CheckReport struct {
 type nodeDamage struct {
 	err    *blockmap.NodeError
 	states []uint64
+	listed bool // in the report
 }
-
-// maxFindings bounds a report; a pool that lost a disk has no use for a longer one.
-const maxFindings = 10000
 
 // Check reads and verifies every map node that any volume, snapshot or bookmark reaches and every
 // block that any volume or snapshot does, each once, while the pool is in use. progress may be nil; it is
@@ -72,6 +70,7 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		return CheckReport{}, fmt.Errorf("check: %w", err)
 	}
 	defer release()
+	c.weigh()
 
 	reclaimable, err := c.checkpoints()
 	if err == nil && (p.readOnly || p.log.Failure() == nil) {
@@ -84,6 +83,7 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 		if err := c.check(s); err != nil {
 			return c.report, fmt.Errorf("check %s: %w", s.name, err)
 		}
+		c.settle(i)
 		if progress != nil {
 			progress(float64(i+1) / float64(len(c.subjects)))
 		}
@@ -93,6 +93,9 @@ func (p *Pool) Check(ctx context.Context, progress func(float64)) (CheckReport, 
 	}
 	if err := c.leaks(reclaimable); err != nil {
 		return c.report, fmt.Errorf("check: %w", err)
+	}
+	if c.more {
+		c.report.Damage = append(c.report.Damage, Damage{Object: "pool", Offset: -1, Message: "there is more damage, which is not listed"})
 	}
 	c.report.Bytes = c.report.Blocks * block.Size
 	c.report.EstimatedBytes = p.reclaimer.liveBytes()
@@ -109,7 +112,13 @@ type checker struct {
 	children map[uint64][]*checkedState // by parent's ID
 	blind    map[uint64][]lostRange     // by state: where its own could not be found
 	live     map[uint64]int64           // bytes by segment
-	kept     []keptDamage
+	loaded   []*checkedState            // whose maps have nodes in memory
+
+	kept    map[*place][]keptDamage
+	kepts   int                                 // how many
+	shown   int                                 // states that show damaged parts of maps, for all of these
+	more    bool                                // there is damage that is not in the report
+	entries [blockmap.LeafBlocks]blockmap.Entry // of sharedBlocks
 }
 
 // checkedState is a state that is checked.
@@ -120,6 +129,12 @@ type checkedState struct {
 	noData                 bool   // a bookmark, whose map may name blocks that are gone
 	base                   *place // in whose file blocks of it may lie
 	keeps                  *place // of the internal volume: whose versions it keeps
+
+	up      *checkedState // parent
+	descent int           // how many states there are from here down
+	unnamed int           // those of them that are not in the report, and may be
+	named   bool          // it is in the report, or need not be
+	last    int           // its last finding, counted from 1
 }
 
 func (c *checker) choose() ([]ownedRoot, error) {
@@ -127,18 +142,9 @@ func (c *checker) choose() ([]ownedRoot, error) {
 	c.report.lastEpoch, c.report.lastState = cat.LastEpoch, cat.LastState
 	states := cat.States()
 	slices.SortStableFunc(states, func(a, b *catalogue.State) int { return cmp.Compare(a.Epoch, b.Epoch) })
-	maps := make(map[uint64]blockmap.Root, len(states)) // each head at one instant
-	for _, st := range states {
-		maps[st.ID] = c.pool.frozenRoot(st)
-	}
 	var roots []ownedRoot
 	for _, st := range states {
-		r := ownedRoot{state: st.ID, root: maps[st.ID], own: cat.Own(st), hidden: st.Kind == catalogue.Hidden}
-		if r.hidden {
-			for _, k := range cat.VisibleBelow(st.ID) {
-				r.visible = append(r.visible, maps[k.ID])
-			}
-		}
+		r := ownedRoot{state: st.ID, root: c.pool.frozenRoot(st), own: cat.Own(st), hidden: st.Kind == catalogue.Hidden}
 		s := &checkedState{ownedRoot: r, name: c.pool.stateName(st), blocks: blocksIn(st.SizeBytes), parent: st.Parent, noData: !st.Kind.HoldsData()}
 		switch st.Kind {
 		case catalogue.Snapshot:
@@ -162,30 +168,21 @@ func (c *checker) choose() ([]ownedRoot, error) {
 	return roots, nil
 }
 
-// finding is a range of a state's blocks that cannot be read.
-type finding struct {
-	lba, blocks uint64
-	entry       blockmap.Entry // of one block
-	node        *nodeDamage    // or of a part of the map
-	lost        bool
-	message     string
-	elsewhere   bool // it was not found here, but may be in what descends from this state
-}
-
 // check verifies what a state does not share with its parent, and what its parent could not show that it shares.
 func (c *checker) check(s *checkedState) error {
-	b := blockCheck{checker: c, state: s.state, own: s.own}
+	b := blockCheck{checker: c, of: s, own: s.own}
 	verify := b.verify
 	if s.hidden {
-		verify = b.verifyHeld(s.visible)
+		verify = b.verifyHeld(s)
 	}
 	damaged := func(e *blockmap.NodeError) {
-		if e.First >= s.blocks { // beyond the end of a volume that was shrunk nobody looks
+		if e.First >= s.blocks || b.failed != nil { // beyond the end of a volume that was shrunk nobody looks
 			return
 		}
-		b.bad = append(b.bad, finding{
+		b.found(finding{
 			lba: e.First, blocks: min(e.Blocks(), s.blocks-e.First), node: &nodeDamage{err: e}, lost: errors.Is(e, blockmap.ErrLost), message: e.Error(),
 		})
+		b.failed = b.tell(false)
 		if !errors.Is(e, blockmap.ErrMiscounted) {
 			b.cannotSee(e.First, e.First+e.Blocks())
 		}
@@ -216,101 +213,25 @@ func (c *checker) check(s *checkedState) error {
 	if err == nil {
 		err = b.flush()
 	}
-	if err == nil && len(b.bad) > 0 {
-		err = c.tell(s, b.bad)
+	if err == nil {
+		err = b.failed
+	}
+	if err == nil {
+		err = b.tell(true)
 	}
 	return err
 }
 
-// tell adds what was found in a state to the report, for it and for all that share it with it: these descend
-// from it, and from each other.
-func (c *checker) tell(s *checkedState, found []finding) error {
-	for _, f := range found {
-		if f.elsewhere {
-			continue
-		}
-		if f.node != nil {
-			if len(f.node.states) == 0 && !f.lost && len(c.report.nodes) < maxFindings {
-				c.report.nodes = append(c.report.nodes, f.node)
-			}
-			f.node.states = append(f.node.states, s.state)
-		}
-		if f.node == nil && s.noData {
-			continue
-		}
-		if s.keeps != nil {
-			c.kept = append(c.kept, keptDamage{s.keeps, f})
-			continue
-		}
-		if len(c.report.Damage) < maxFindings {
-			c.report.Damage = append(c.report.Damage, Damage{
-				Object: s.name, Volume: s.volume, Snapshot: s.snapshot, Offset: int64(f.lba) * block.Size, Length: int64(f.blocks) * block.Size,
-				Lost: f.lost, Message: f.message,
-			})
-		} else if len(c.report.Damage) == maxFindings {
-			c.report.Damage = append(c.report.Damage, Damage{Object: "pool", Offset: -1, Message: "there is more damage, which is not listed"})
-		}
+// settle lets go of the nodes in memory of maps that lie in the log by now.
+func (c *checker) settle(verified int) {
+	if verified == 0 {
+		c.loaded = slices.Clone(c.subjects)
 	}
-	for _, k := range c.children[s.state] {
-		if err := c.ctx.Err(); err != nil {
-			return err
-		}
-		var shared []finding
-		for _, f := range found {
-			shows, known, err := c.shows(k, &f)
-			if err != nil {
-				return err
-			}
-			if shows || !known {
-				f.elsewhere = !shows
-				f.blocks = min(f.blocks, k.blocks-f.lba)
-				shared = append(shared, f)
-			}
-		}
-		if len(shared) > 0 {
-			if err := c.tell(k, shared); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// shows tells whether a state has what was found in its parent, where that is known.
-func (c *checker) shows(s *checkedState, f *finding) (shows, known bool, err error) {
-	if f.lba >= s.blocks {
-		return false, true, nil
-	}
-	if f.node != nil {
-		return c.pool.store.Shows(s.root, f.node.err)
-	}
-	var e [1]blockmap.Entry
-	pins := c.pool.store.NewPins()
-	err = waitFor(pins, func() error { return s.root.Lookup(pins, f.lba, e[:]) })
-	if errors.Is(err, blockmap.ErrDamaged) || e[0].Lost() && !f.lost { // which is told by itself
-		return false, false, nil
-	}
-	return e[0] == f.entry, true, err
-}
-
-// merged sorts findings, the pool's own first, and joins those that are of one kind and adjacent.
-func merged(all []Damage) []Damage {
-	slices.SortStableFunc(all, func(a, b Damage) int {
-		own := func(d *Damage) int { return min(int(d.Offset), 0) }
-		return cmp.Or(cmp.Compare(own(&a), own(&b)), cmp.Compare(a.Object, b.Object), cmp.Compare(max(a.Offset, 0), max(b.Offset, 0)))
+	c.loaded = slices.DeleteFunc(c.loaded, func(s *checkedState) bool {
+		s.root = s.root.Settled()
+		_, inLog := s.root.Slot()
+		return inLog
 	})
-	out := all[:0]
-	for _, d := range all {
-		if n := len(out); n > 0 && d.Offset >= 0 {
-			// What is shared may have been found by itself as well.
-			if last := &out[n-1]; last.Object == d.Object && last.Lost == d.Lost && last.Offset >= 0 && last.Offset+last.Length >= d.Offset {
-				last.Length = max(last.Length, d.Offset+d.Length-last.Offset)
-				continue
-			}
-		}
-		out = append(out, d)
-	}
-	return out
 }
 
 // checkpoints verifies both superblock slots and the images they lead to. It returns the segment from
@@ -365,11 +286,14 @@ func (p *Pool) stateName(s *catalogue.State) string {
 // log: by LBA a volume that was written at random would be read at random.
 type blockCheck struct {
 	*checker
-	state   uint64
-	own     blockmap.Own // what of the state's is looked at
-	pending []checked
-	bad     []finding
-	buf     []byte
+	of        *checkedState
+	own       blockmap.Own // what of the state's is looked at
+	pending   []checked
+	bad       []finding // that were not told yet
+	badBlocks uint64    // in these
+	message   string    // of the last one
+	failed    error     // of telling
+	buf       []byte
 }
 
 // checked is a block that is to be verified.
@@ -385,7 +309,7 @@ const (
 
 // cannotSee notes a range of blocks of which nobody can say what of them was the state's own.
 func (c *blockCheck) cannotSee(lo, hi uint64) {
-	c.blind[c.state] = add(c.blind[c.state], lo, hi, c.own)
+	c.blind[c.of.state] = add(c.blind[c.of.state], lo, hi, c.own)
 }
 
 func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
@@ -393,31 +317,50 @@ func (c *blockCheck) verify(lba uint64, entries []blockmap.Entry) error {
 		switch {
 		case e.Lost():
 			c.cannotSee(lba+uint64(i), lba+uint64(i)+1)
-			c.bad = append(c.bad, finding{lba: lba + uint64(i), blocks: 1, entry: e, lost: true, message: lostBlock(e).Error()})
+			c.found(finding{lba: lba + uint64(i), blocks: 1, lost: true, message: c.saying(lostBlock(e))})
 		case e.Stored():
 			c.live[e.Addr.Segment()] += block.Size
 			c.pending = append(c.pending, checked{lba + uint64(i), e})
 		}
 	}
-	if len(c.pending) < checkedAtOnce {
-		return nil
+	if len(c.pending) >= checkedAtOnce {
+		if err := c.flush(); err != nil {
+			return err
+		}
 	}
-	return c.flush()
+	return c.tell(false)
 }
 
-// verifyHeld returns what verifies only blocks that one of these maps has as well.
-func (c *blockCheck) verifyHeld(visible []blockmap.Root) func(uint64, []blockmap.Entry) error {
+// saying is an error's text, of which there is one copy for many that are alike.
+func (c *blockCheck) saying(err error) string {
+	if m := err.Error(); m != c.message {
+		c.message = m
+	}
+	return c.message
+}
+
+// verifyHeld returns what verifies only those blocks of a hidden state that a visible one below it has as well. No map gains what
+// one that it descends from has not.
+func (c *blockCheck) verifyHeld(s *checkedState) func(uint64, []blockmap.Entry) error {
 	var found [1]blockmap.Entry
+	has := func(pins *blockmap.Pins, k *checkedState, lba uint64, e blockmap.Entry) (bool, error) {
+		err := waitFor(pins, func() error { return k.root.Lookup(pins, lba, found[:]) })
+		if errors.Is(err, blockmap.ErrDamaged) { // what that map cannot say any more, one below it may
+			return true, nil
+		}
+		return found[0].Addr == e.Addr || found[0].Lost(), err
+	}
 	held := func(pins *blockmap.Pins, lba uint64, e blockmap.Entry) (bool, error) {
-		for _, r := range visible {
-			err := waitFor(pins, func() error { return r.Lookup(pins, lba, found[:]) })
-			switch {
-			case errors.Is(err, blockmap.ErrDamaged): // what that map cannot say any more, one below it may
-				return true, nil
-			case err != nil:
-				return false, err
-			case found[0].Addr == e.Addr || found[0].Lost():
-				return true, nil
+		for todo := []uint64{s.state}; len(todo) > 0; {
+			below := c.children[todo[len(todo)-1]]
+			todo = todo[:len(todo)-1]
+			for _, k := range below {
+				shown := !k.hidden && !k.noData
+				if ok, err := has(pins, k, lba, e); err != nil || ok && shown {
+					return ok, err
+				} else if ok {
+					todo = append(todo, k.state)
+				}
 			}
 		}
 		return false, nil
@@ -468,7 +411,7 @@ func (c *blockCheck) verifyRun(run []checked) error {
 			continue
 		}
 		if err := c.pool.readBlock(k.entry, one); errors.Is(err, block.ErrDamaged) {
-			c.bad = append(c.bad, finding{lba: k.lba, blocks: 1, entry: k.entry, message: err.Error()})
+			c.found(finding{lba: k.lba, blocks: 1, message: c.saying(err)})
 		} else if err != nil {
 			return err
 		}

@@ -182,6 +182,7 @@ func (p *Pool) settle(seen *catalogue.View) {
 			return nil
 		})
 	}
+	p.reclaimer.pins.settle()
 }
 
 func (v *volume) settle(lba uint64) (next uint64, done bool) {

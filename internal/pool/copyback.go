@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -8,6 +9,7 @@ import (
 	"varve/internal/pool/blockmap"
 	"varve/internal/pool/catalogue"
 	"varve/internal/pool/seglog"
+	"varve/internal/vfs"
 )
 
 // CopyBack copies what a rollback of an inplace volume has put off into its file, and returns when nothing is left to
@@ -185,19 +187,8 @@ func (pl *place) copyPending(ctx context.Context, lba, blocks uint64) error {
 		return err
 	}
 	for _, t := range todo {
-		buf := make([]byte, (t.hi-t.lo)*block.Size)
-		for at := t.lo; at < t.hi; at++ {
-			v, _ := version(entries[at-lba])
-			b := buf[(at-t.lo)*block.Size:][:block.Size]
-			if there, err := pl.readKept(pins, v, b); err != nil {
-				return err
-			} else if !there {
-				return fmt.Errorf("%w: version %d of block %d is not kept any more", block.ErrDamaged, v, at)
-			}
-		}
-		end := min(int64(t.hi)*block.Size, pl.volume.size.Load())
-		if err := file.WriteAt([][]byte{buf[:end-int64(t.lo)*block.Size]}, int64(t.lo)*block.Size); err != nil {
-			return pl.failed("write", seglog.NoSpace(err))
+		if err := pl.putBack(file, pins, t, entries[t.lo-lba:t.hi-lba]); err != nil {
+			return err
 		}
 		w.changes = append(w.changes, change{volume: pl.volume, pins: pins, entry: seglog.Entry{
 			Kind: seglog.KindBack, Volume: pl.volume.number, LBA: t.lo, Count: t.hi - t.lo,
@@ -207,4 +198,40 @@ func (pl *place) copyPending(ctx context.Context, lba, blocks uint64) error {
 		return err
 	}
 	return p.commitChanges(w)
+}
+
+// putBack writes kept versions of some blocks into the file; zeros become holes.
+func (pl *place) putBack(file vfs.File, pins *blockmap.Pins, t span, entries []blockmap.Entry) error {
+	size := pl.volume.size.Load()
+	buf := make([]byte, (t.hi-t.lo)*block.Size)
+	zero := make([]bool, len(entries))
+	for i := range entries {
+		v, _ := version(entries[i])
+		b := buf[i*block.Size:][:block.Size]
+		if there, err := pl.readKept(pins, v, b); err != nil {
+			return err
+		} else if !there {
+			return fmt.Errorf("%w: version %d of block %d is not kept any more", block.ErrDamaged, v, t.lo+uint64(i))
+		}
+		zero[i] = bytes.Equal(b, zeroBlock)
+	}
+	for i := 0; i < len(entries); {
+		n := 1
+		for i+n < len(entries) && zero[i+n] == zero[i] {
+			n++
+		}
+		off := int64(t.lo+uint64(i)) * block.Size
+		end := min(off+int64(n)*block.Size, size)
+		var err error
+		if zero[i] {
+			err = zeroFile(file, off, end-off)
+		} else {
+			err = file.WriteAt([][]byte{buf[i*block.Size:][:end-off]}, off)
+		}
+		if err != nil {
+			return pl.failed("write", seglog.NoSpace(err))
+		}
+		i += n
+	}
+	return nil
 }

@@ -72,9 +72,13 @@ func (t *told) first(place string) (first, last bool) {
 
 // damageMet makes an event of damage that a client has met, once for each place.
 func (d *Device) damageMet(what string, length, off int64, err error) {
-	if !errors.Is(err, block.ErrDamaged) {
-		return
+	if errors.Is(err, block.ErrDamaged) {
+		d.pool.damageMet(d.name(), what, length, off, err)
 	}
+}
+
+// damageMet is Device.damageMet for whoever else has met damage of an object.
+func (p *Pool) damageMet(object, what string, length, off int64, err error) {
 	place := err.Error()
 	var at *placeError
 	var node *blockmap.NodeError
@@ -87,7 +91,7 @@ func (d *Device) damageMet(what string, length, off int64, err error) {
 	case errors.Is(err, blockmap.ErrLost):
 		return // recorded by a repair that has told it, and listed by each check
 	}
-	first, last := d.pool.told.first(place)
+	first, last := p.told.first(place)
 	if !first {
 		return
 	}
@@ -95,5 +99,5 @@ func (d *Device) damageMet(what string, length, off int64, err error) {
 	if last {
 		more = "; no more such events until the pool is opened again, a check lists everything"
 	}
-	d.pool.event(EventDamage, d.name(), fmt.Sprintf("%s %d bytes at %d: %v%s", what, length, off, err, more))
+	p.event(EventDamage, object, fmt.Sprintf("%s %d bytes at %d: %v%s", what, length, off, err, more))
 }

@@ -14,7 +14,7 @@ type Device struct {
 	pool   *Pool
 	volume *volume // nil for a snapshot
 	state  uint64  // a snapshot's
-	root   frozen
+	root   frozen  // a snapshot's
 	size   int64
 	label  string
 	base   *place // in whose file blocks of it may lie; nil: none
@@ -70,7 +70,7 @@ func (p *Pool) OpenSnapshot(ref SnapshotRef) (*Device, error) {
 	}
 	p.snapOpen[s.ID]++
 	return &Device{
-		pool: p, state: s.ID, root: frozen{s.Root}, size: s.SizeBytes, label: ref.String(),
+		pool: p, state: s.ID, root: frozen{p.reclaimer.pins.keep(s.Root)}, size: s.SizeBytes, label: ref.String(),
 		base: p.basedOn(p.cat, s), suspect: p.suspected(s),
 	}, nil
 }
@@ -86,6 +86,7 @@ func (d *Device) Close() error {
 		delete(d.volume.devices, d)
 	} else {
 		d.pool.letGo(d.state)
+		d.pool.reclaimer.pins.drop(d.root.root)
 	}
 	for id := range d.since {
 		d.pool.letGo(id)

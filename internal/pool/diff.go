@@ -47,7 +47,7 @@ func findPoint(c *catalogue.Catalogue, ref PointRef) (s *catalogue.State, err er
 type Diff struct {
 	pool     *Pool
 	name     string
-	from, to blockmap.Root
+	from, to *lasting
 	size     int64
 	release  func()
 	closed   sync.Once
@@ -85,9 +85,10 @@ func (p *Pool) OpenDiff(from, to PointRef) (*Diff, error) {
 		if !p.cat.Related(a, b) {
 			return nil, fmt.Errorf("%w: they are not related: neither was cloned from the other, nor both from one volume", ErrInvalid)
 		}
-		d.from, d.to, d.size = p.frozenRoot(a), p.frozenRoot(b), b.SizeBytes
+		k := &p.reclaimer.pins
+		d.from, d.to, d.size = k.keep(p.frozenRoot(a)), k.keep(p.frozenRoot(b)), b.SizeBytes
 		walked := blockmap.Own{Data: blockmap.NoData} // all nodes, and no data
-		return []ownedRoot{{state: a.ID, root: d.from, own: walked}, {state: b.ID, root: d.to, own: walked}}, nil
+		return []ownedRoot{{state: a.ID, root: d.from.now(), own: walked}, {state: b.ID, root: d.to.now(), own: walked}}, nil
 	})
 	if err != nil {
 		return fail(err)
@@ -116,7 +117,13 @@ func (p *Pool) comparable(a, b *catalogue.State) error {
 func (d *Diff) SizeBytes() int64 { return d.size }
 
 // Close lets go of what the diff keeps.
-func (d *Diff) Close() { d.closed.Do(d.release) }
+func (d *Diff) Close() {
+	d.closed.Do(func() {
+		d.pool.reclaimer.pins.drop(d.from)
+		d.pool.reclaimer.pins.drop(d.to)
+		d.release()
+	})
+}
 
 // diffRuns is how many runs are found at a time, between calls of visit.
 const diffRuns = 1024
@@ -150,7 +157,7 @@ func (d *Diff) next(ctx context.Context, off int64) ([]run, error) {
 	}
 	defer d.pool.end()
 	return d.pool.runs(ctx, off, d.size-off, diffRuns, func(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
-		return blockmap.Diff(pins, d.from, d.to, lba, limit)
+		return blockmap.Diff(pins, d.from.now(), d.to.now(), lba, limit)
 	})
 }
 

@@ -133,3 +133,18 @@ func (p *Pool) KeptBytes(volume string) int64 {
 	defer kept.mu.RUnlock()
 	return int64(kept.tree.View().Mapped()) * block.Size
 }
+
+// Room is how much the log may still grow by, less than nothing where more was written than should have been.
+func (p *Pool) Room() int64 { return p.reclaimer.room(p) }
+
+// KeptEntry is where an inplace volume's version is kept.
+func (p *Pool) KeptEntry(volume string, version uint64) blockmap.Entry {
+	p.mu.RLock()
+	kept := p.volumes[p.cat.VolumeByName(volume).Number].place.kept
+	p.mu.RUnlock()
+	var e [1]blockmap.Entry
+	if err := kept.lookup(p.store.NewPins(), version, e[:]); err != nil {
+		panic(err)
+	}
+	return e[0]
+}

@@ -55,7 +55,8 @@ type SnapshotInfo struct {
 	Clones []string
 	// Head tells that the volume's head descends directly from this snapshot.
 	Head bool
-	// Base is the name of the inplace volume in whose file blocks of it may lie; empty for row snapshots.
+	// Base is the name of the inplace volume in whose file blocks of it may lie: of a cow snapshot its own, of a row snapshot
+	// what its volume was cloned from. Empty for others.
 	Base    string
 	Suspect bool // somebody else has changed that file since
 	// DropWhenFull: it is given up where there is no room for what it needs kept.

@@ -282,3 +282,35 @@ type pathError struct{ name string }
 
 func (e *pathError) Error() string { return "open " + e.name + ": read-only file system" }
 func (e *pathError) Unwrap() error { return syscall.EROFS }
+
+// TestRollbackOnAFullPool: the present cannot be kept for lack of room. Once nobody wants it any more, nothing has to be.
+func TestRollbackOnAFullPool(t *testing.T) {
+	d := newInplace(t, 2<<20, 1)
+	d.must(d.p.Close(ctx))
+	d.opts.OnEvent = func(e pool.Event) {
+		if !strings.HasPrefix(e.Kind, "space-") {
+			t.Errorf("event %+v", e)
+		}
+	}
+	d.open()
+	d.submit(writeOp(0, 2<<20))
+	d.snapshot("s")
+	d.submit(writeOp(0, 2<<20))
+	d.must(d.p.SetQuota(ctx, 3<<20, 0))
+	want := d.snapshots["s"].data
+	d.rollback("s")
+	if err := d.p.CopyBack(ctx, "v", nil); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("copy back without room: %v", err)
+	}
+	d.verify()
+	for name := range d.snapshots {
+		d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: name}}))
+		delete(d.snapshots, name)
+	}
+	d.must(d.p.CopyBack(ctx, "v", nil))
+	d.same("v", want)
+	if info, err := d.p.Volume("v"); err != nil || info.CopyingBack {
+		t.Errorf("%+v, %v", info, err)
+	}
+	d.must(d.p.Close(ctx))
+}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -296,7 +298,8 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s, but for up to 100 years, or for ever", ErrInvalid, spec.KeepFor)
 	}
 	var ids []uint64
-	var gates []*place
+	gates := p.gates(volumes)
+	entered, open := time.Now(), sync.OnceValue(shut(gates)) // before the log is had alone: a file that takes its time holds up nobody but its own writers
 	t, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		now := p.opts.Clock()
 		op := &catalogue.CreateSnapshots{Name: spec.Name, CreatedAt: now.UnixNano(), Labels: spec.Labels, Group: uuid.New(), DropWhenFull: spec.DropWhenFull}
@@ -320,16 +323,17 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 			ids = append(ids, id)
 			op.Of = append(op.Of, catalogue.NewSnapshot{Volume: v.Number, ID: id, UUID: uuid.New()})
 		}
-		numbers := make([]uint64, len(op.Of))
 		for i := range op.Of {
-			numbers[i] = op.Of[i].Volume
-		}
-		gates = p.gates(numbers)
-		for i := range op.Of {
+			if pl := p.volumes[op.Of[i].Volume].place; pl != nil && !slices.Contains(gates, pl) {
+				return proposal{}, fmt.Errorf("volume %q: %w: it was renamed or deleted meanwhile", volumes[i], ErrNotFound)
+			}
 			op.Of[i].Pending = len(gates) > 0
 		}
-		return proposal{op: &catalogue.Op{CreateSnapshots: op}, after: shut(gates)}, nil
+		return proposal{op: &catalogue.Op{CreateSnapshots: op}, after: func() { open() }}, nil
 	})
+	if opened := open(); len(gates) > 0 {
+		t.Pause = opened.Sub(entered)
+	}
 	if err == nil {
 		var durable time.Duration
 		durable, err = p.complete(ctx, gates, ids)

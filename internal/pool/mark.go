@@ -77,7 +77,7 @@ func (r *ownedRoot) shared(entries func([]blockmap.Entry)) func([]blockmap.Entry
 // markState visits what a state of the basis refers to and its parent does not.
 func (p *Pool) markState(ctx context.Context, r ownedRoot, node func(blockmap.Ptr), entries func([]blockmap.Entry), lost func(lo, hi uint64)) error {
 	if r.hidden {
-		return p.store.MarkHeld(ctx, r.root, r.own, r.visible, node, entries, lost)
+		return p.store.MarkHeld(ctx, r.root, r.own, r.heirs, node, entries, lost)
 	}
 	return p.store.Mark(ctx, r.root, r.own, node, entries, lost)
 }

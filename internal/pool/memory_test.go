@@ -3,7 +3,9 @@ package pool_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"varve/internal/block"
@@ -168,6 +170,62 @@ func TestStallsOfCheckpointsAreCounted(t *testing.T) {
 	}
 	if s.Append.Count-before.Append.Count < 3 || s.Settle.Count-before.Settle.Count < 3 || s.Delayed.Count != 0 {
 		t.Errorf("of three checkpoints: %+v", s)
+	}
+	d.p.Abandon()
+}
+
+// Snapshots that are open, and diffs, keep no map nodes once these lie in the log, also where they were opened before.
+func TestOpenSnapshotsKeepNoMapNodes(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	d := newDriver(t)
+	if _, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: 64 << 40}); err != nil {
+		t.Fatal(err)
+	}
+	dev := openVolume(t, d.p, "v")
+	var open []interface{ Close() error }
+	var diffs []*pool.Diff
+	for i := range 4 {
+		dev.Submit(ctx, apart(rnd, 1000))
+		name := fmt.Sprintf("s%d", i)
+		if _, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+		snap, err := d.p.OpenSnapshot(pool.SnapshotRef{Volume: "v", Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		diff, err := d.p.OpenDiff(pool.PointRef{Volume: "v", Name: "s0"}, pool.PointRef{Volume: "v", Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		open, diffs = append(open, snap), append(diffs, diff)
+		if err := d.p.Checkpoint(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // what pools hold goes with the second
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	with := heap()
+	for i := range open {
+		diffs[i].Close()
+		if err := open[i].Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	clear(open)
+	clear(diffs)
+	if kept := with - heap(); kept > 256<<10 {
+		t.Errorf("what is open keeps %d bytes", kept)
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
 	}
 	d.p.Abandon()
 }

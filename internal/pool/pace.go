@@ -20,7 +20,9 @@ const (
 	// spareMost of spare files are enough for a second or two of writing, until the first cycle gives some back. Unless somebody
 	// asks for all that can be given back, spareIdle of them are kept however little is live.
 	spareMost = 256 << 20
-	spareIdle = 32 << 20
+	// spareLimit bounds the spare files of busy writers too: each is a file that stays open.
+	spareLimit = 4 << 30
+	spareIdle  = 32 << 20
 	// paceGrain is the least that a writer waits, as short sleeps last longer than they should.
 	paceGrain = time.Millisecond
 )
@@ -57,7 +59,7 @@ func (r *reclaimer) worth(p *Pool) bool {
 	live, garbage, left := r.liveBytes(), r.garbage(p), r.left.Load()
 	least := leastGarbage(live)
 	return r.deleted.Load() && time.Now().UnixNano() > r.earliest.Load() || r.over(p) ||
-		r.liveThen.Load()-live > least || garbage > max(left+least, worthBusy(live)) ||
+		r.liveThen.Load()-live+r.unsure.Load() > least || garbage > max(left+least, worthBusy(live)) ||
 		r.room(p) < r.slow() && garbage-left > least/4
 }
 
@@ -67,10 +69,12 @@ func (r *reclaimer) room(p *Pool) int64 {
 	return r.liveBytes()/10*spaceTenth + spaceSlack - r.garbage(p) + r.pins.bytes.Load()
 }
 
-// over tells whether writers must wait. Where cycles give nothing back they need not: they go on for
+// over tells whether writers must wait, beside those who write that much already. Where cycles give nothing back they need not: they go on for
 // as long as is not worth a cycle, until the next one has shown the same.
-func (r *reclaimer) over(p *Pool) bool {
-	return r.room(p) < 0 && !(r.stuck.Load() && r.garbage(p)-r.left.Load() < reclaimLeast)
+func (r *reclaimer) over(p *Pool) bool { return r.overBy(p, r.granted.Load()) }
+
+func (r *reclaimer) overBy(p *Pool, granted int64) bool {
+	return r.room(p) < granted && !(r.stuck.Load() && r.garbage(p)-r.left.Load() < reclaimLeast)
 }
 
 // slow is the room that is left where slowing down begins.
@@ -79,7 +83,7 @@ func (r *reclaimer) slow() int64 { return r.liveBytes()/20 + 32<<20 }
 // spareRoom is how much removed files may take while somebody writes: never more than the bound leaves room for, beside the
 // one that is being written and counts only as far as it is.
 func (r *reclaimer) spareRoom(p *Pool) int64 {
-	return max(0, min(r.room(p)-p.super.Load().segmentBytes, p.space.room(p)))
+	return max(0, min(r.room(p)-p.super.Load().segmentBytes, p.space.room(p), spareLimit))
 }
 
 // spareFew is how much they may take while nobody does, for those who will: a twentieth of what is live, and so much more.
@@ -102,30 +106,72 @@ func (r *reclaimer) relieve() {
 	defer r.mu.Unlock()
 	close(r.relief)
 	r.relief = make(chan struct{})
+	r.next = time.Time{} // who waits finds his place anew
+}
+
+// grant lets somebody write so many bytes, unless others use up what room there is.
+func (r *reclaimer) grant(p *Pool, bytes int64) bool {
+	for {
+		before := r.granted.Load()
+		if r.overBy(p, before) {
+			return false
+		}
+		if r.granted.CompareAndSwap(before, before+bytes) {
+			return true
+		}
+	}
+}
+
+// written takes back what throttle has granted, as it is in the log now, or will not be.
+func (r *reclaimer) written(bytes int64) {
+	if r.running {
+		r.granted.Add(-bytes)
+	}
 }
 
 // throttle holds somebody back who is about to write so many bytes: for a while where little room is left, and where none
-// is, until there is.
+// is, until there is. Without an error, written must follow.
 func (r *reclaimer) throttle(ctx context.Context, p *Pool, bytes int64) error {
 	if !r.running || bytes == 0 {
 		return nil
 	}
-	for r.over(p) {
-		r.mu.Lock()
-		relief := r.relief
-		r.mu.Unlock()
-		if !r.over(p) {
+	for !r.grant(p, bytes) {
+		relief := r.reliefSoon()
+		if r.grant(p, bytes) {
 			break
 		}
 		r.noticed(p)
-		if err := r.wait(ctx, relief, time.Hour); err != nil || r.quit.Err() != nil {
+		if err := r.wait(ctx, relief, time.Hour); err != nil {
 			return err
 		}
+		if r.quit.Err() != nil { // the pool is being closed, and does not wait for cycles
+			r.granted.Add(bytes)
+			return nil
+		}
 	}
-	if d := r.delay(r.room(p), bytes); d > 0 {
-		return r.wait(ctx, nil, d)
+	for start := time.Now(); r.quit.Err() == nil; {
+		relief := r.reliefSoon()
+		d := r.delay(r.room(p)-r.granted.Load()+bytes, bytes) - time.Since(start)
+		if d < paceGrain {
+			break
+		}
+		timer := time.Now().Add(d)
+		if err := r.wait(ctx, relief, d); err != nil {
+			r.written(bytes)
+			return err
+		}
+		if !time.Now().Before(timer) {
+			break
+		}
 	}
 	return nil
+}
+
+// reliefSoon returns what is closed when something has been given back.
+func (r *reclaimer) reliefSoon() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.relief
 }
 
 // delay returns how long somebody waits who writes so many bytes, behind all who wait already.

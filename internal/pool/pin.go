@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"varve/internal/pool/blockmap"
 )
 
 // pins are the states that somebody walks, which no superblock may know any more. What they
@@ -12,6 +14,9 @@ type pins struct {
 	mu    sync.Mutex
 	held  []*pinned
 	bytes atomic.Int64 // that they alone refer to, by the last mark
+
+	rootsMu sync.Mutex            // whoever holds it takes no other lock
+	roots   map[*lasting]struct{} // that somebody looks blocks up in
 }
 
 // pinned are maps as they were at one instant.
@@ -29,7 +34,7 @@ func (p *Pool) pin(choose func() ([]ownedRoot, error)) (release func(), err erro
 	if err != nil {
 		return nil, err
 	}
-	one := &pinned{roots}
+	one := &pinned{slices.Clone(roots)}
 	k.held = append(k.held, one)
 	return func() {
 		k.mu.Lock()
@@ -62,4 +67,53 @@ func (p *Pool) basis() (*frozenState, []ownedRoot) {
 		roots = append(roots, one.roots...)
 	}
 	return p.reclaimer.older, roots
+}
+
+// lasting is a map that never changes, for as long as somebody looks blocks up in it. Once it lies in the log it no
+// longer keeps the nodes that it had in memory: what is clean is the cache's to keep.
+type lasting struct{ root atomic.Pointer[blockmap.Root] }
+
+func (l *lasting) now() blockmap.Root { return *l.root.Load() }
+
+// PlacedRun is blockmap.Root.PlacedRun.
+func (l *lasting) PlacedRun(pins *blockmap.Pins, lba, limit uint64) (uint64, error) {
+	return l.now().PlacedRun(pins, lba, limit)
+}
+
+// keep returns what looks blocks up in a map until drop is called.
+func (k *pins) keep(r blockmap.Root) *lasting {
+	l := &lasting{}
+	l.root.Store(&r)
+	k.rootsMu.Lock()
+	defer k.rootsMu.Unlock()
+	if k.roots == nil {
+		k.roots = map[*lasting]struct{}{}
+	}
+	k.roots[l] = struct{}{}
+	return l
+}
+
+func (k *pins) drop(l *lasting) {
+	k.rootsMu.Lock()
+	defer k.rootsMu.Unlock()
+	delete(k.roots, l)
+}
+
+// settle lets go of the nodes in memory of all maps that lie in the log by now.
+func (k *pins) settle() {
+	k.rootsMu.Lock()
+	for l := range k.roots {
+		if r := l.now(); r != r.Settled() {
+			r = r.Settled()
+			l.root.Store(&r)
+		}
+	}
+	k.rootsMu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, one := range k.held {
+		for i := range one.roots {
+			one.roots[i].root = one.roots[i].root.Settled()
+		}
+	}
 }

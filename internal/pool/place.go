@@ -49,7 +49,7 @@ func (p *Pool) newPlace(v *catalogue.Volume) *place {
 	return pl
 }
 
-var errNotOpen = errors.New("the pool is open for a check alone")
+var errNotOpen = errors.New("it has not been opened")
 
 // placeOf returns the file that blocks of a volume may lie in, or nil; mu is held.
 func (p *Pool) placeOf(number uint64) *place {
@@ -99,7 +99,7 @@ func (p *Pool) suspect(v *catalogue.Volume, cause error) {
 // open opens the file and takes its lock.
 func (pl *place) open(sizeBytes int64) error {
 	fs := pl.pool.opts.FS
-	lock, err := fs.LockUnchanged(pl.path)
+	lock, err := fs.LockDisk(pl.path)
 	if err != nil {
 		return pl.fail(err)
 	}
@@ -251,7 +251,7 @@ func (pl *place) use() error {
 	return err
 }
 
-// closePlaces seals the files and closes them. What cannot be sealed counts as in use.
+// closePlaces makes the files durable and seals them. What cannot be sealed counts as in use.
 func (p *Pool) closePlaces() error {
 	var failed error
 	for _, v := range p.cat.Volumes() {
@@ -262,16 +262,21 @@ func (p *Pool) closePlaces() error {
 		if !pl.inUse.Load() {
 			continue
 		}
-		err := pl.sync()
-		if err == nil {
-			var seal catalogue.Seal
-			if seal, err = pl.seal(); err == nil {
-				_, err = p.changeNow(func(*catalogue.Catalogue) (proposal, error) {
-					return proposal{op: &catalogue.Op{SetPlace: &catalogue.SetPlace{Number: v.Number, Seal: seal}}, urgent: true}, nil
-				})
-			}
+		if _, err := pl.get(); err != nil { // which was told
+			continue
 		}
-		if err != nil && !errors.Is(err, errNotOpen) {
+		if err := pl.sync(); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("volume %q: %w", v.Name, err))
+			continue
+		}
+		seal, err := pl.seal()
+		if err != nil {
+			p.event(EventPlaceLost, v.Name, err.Error())
+			continue
+		}
+		if _, err := p.changeNow(func(*catalogue.Catalogue) (proposal, error) {
+			return proposal{op: &catalogue.Op{SetPlace: &catalogue.SetPlace{Number: v.Number, Seal: seal}}, urgent: true}, nil
+		}); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("volume %q: %w", v.Name, err))
 		}
 	}
@@ -390,13 +395,13 @@ func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
 	if err != nil {
 		return VolumeInfo{}, err
 	}
-	lock, err := fs.LockUnchanged(spec.Path)
+	lock, err := fs.LockDisk(spec.Path)
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	_ = lock.Close() // taken again below, by the volume
 	var number uint64
-	out, _, err := p.createVolume(VolumeSpec{Name: spec.Name, SizeBytes: size, Labels: spec.Labels}, func(c *catalogue.Catalogue, op *catalogue.CreateVolume) error {
+	_, _, err = p.createVolume(VolumeSpec{Name: spec.Name, SizeBytes: size, Labels: spec.Labels}, func(c *catalogue.Catalogue, op *catalogue.CreateVolume) error {
 		number = op.Number
 		op.Base = op.Number
 		op.Place = &catalogue.NewPlace{Path: spec.Path, ReadOnly: readOnly, Kept: op.Number + 1, KeptHead: op.HeadID + 1}
@@ -414,7 +419,7 @@ func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
 	if err := v.place.open(size); err != nil {
 		return VolumeInfo{}, errors.Join(err, p.deleteVolume(spec.Name, false))
 	}
-	return out, nil
+	return p.Volume(spec.Name)
 }
 
 // adopted names the volume that has a file, by whatever path.

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,27 +12,30 @@ import (
 	"varve/internal/pool/catalogue"
 )
 
-// gates are those of the inplace volumes among some, in an order in which they may be taken.
-func (p *Pool) gates(numbers []uint64) []*place {
-	slices.Sort(numbers)
+// gates are those of the inplace volumes among some, in the order in which gates are taken.
+func (p *Pool) gates(volumes []string) []*place {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	var out []*place
-	for _, n := range numbers {
-		if v := p.volumes[n]; v != nil && v.place != nil {
-			out = append(out, v.place)
+	for _, name := range volumes {
+		if v := p.cat.VolumeByName(name); v != nil && p.volumes[v.Number].place != nil {
+			out = append(out, p.volumes[v.Number].place)
 		}
 	}
-	return out
+	slices.SortFunc(out, func(a, b *place) int { return cmp.Compare(a.volume.number, b.volume.number) })
+	return slices.Compact(out)
 }
 
-// shut takes gates alone, so that no write is half done, and returns what opens them.
-func shut(gates []*place) (open func()) {
+// shut takes gates alone, so that no write is half done, and returns what opens them and tells when.
+func shut(gates []*place) (open func() time.Time) {
 	for _, pl := range gates {
 		pl.gate.Lock()
 	}
-	return func() {
+	return func() time.Time {
 		for _, pl := range gates {
 			pl.gate.Unlock()
 		}
+		return time.Now()
 	}
 }
 
@@ -108,7 +112,8 @@ func (p *Pool) detachable(c *catalogue.Catalogue, v *catalogue.Volume) error {
 	if names := p.dependants(c, v.Number); len(names) > 0 {
 		return fmt.Errorf("%w: volume %q reads blocks from its file; delete it first", ErrInUse, names[0])
 	}
-	if p.volumes[v.Number].place.pending.Load() {
+	pl := p.volumes[v.Number].place
+	if _, err := pl.get(); err == nil && pl.pending.Load() {
 		return fmt.Errorf("%w: a rollback is being copied back into its file; wait for that", ErrInUse)
 	}
 	return nil

@@ -177,6 +177,12 @@ func open(o Options, how *opening) (*Pool, error) {
 			p.log.Close()
 		}
 	}
+	if err == nil { // now that the log has the length that it goes on with
+		if err = p.reclaimer.init(p); err != nil {
+			p.log.Close()
+		}
+		p.space.look(p)
+	}
 	if err != nil {
 		if file != nil {
 			_ = file.Close()
@@ -265,10 +271,6 @@ func (p *Pool) recover(super *superblock, durable uint64, s *salvaged) (err erro
 	if err != nil {
 		return err
 	}
-	if err := p.reclaimer.init(p); err != nil {
-		return err
-	}
-	p.space.look(p)
 	return nil
 }
 
@@ -315,16 +317,14 @@ func (p *Pool) close() error {
 }
 
 func (p *Pool) closeLog() error {
-	if err := p.log.KeepSpares(0); err != nil {
-		return err
-	}
+	spares := p.log.KeepSpares(0)
 	if err := p.log.Flush(p.log.LastSeq()); err != nil {
-		return err
+		return errors.Join(spares, err)
 	}
 	if err := p.checkpointNow(); !errors.Is(err, block.ErrNoSpace) {
-		return err
+		return errors.Join(spares, err)
 	}
-	return nil // everything is in the log; the next opening replays more of it
+	return spares // everything is in the log; the next opening replays more of it
 }
 
 // abandon releases what the pool holds of the system, and saves nothing.

@@ -239,7 +239,7 @@ func (s *space) release(n int64) { s.admitted.Add(-n) }
 
 // hopeful tells whether a cycle may give something back that the last one for a writer did not.
 func (s *space) hopeful(p *Pool) bool {
-	return p.reclaimer.deleted.Load() || s.pressed.Load() || p.reclaimer.garbage(p)-s.left.Load() >= pressLeast
+	return p.reclaimer.deleted.Load() || s.pressed.Load() || p.log.SpareBytes() > 0 || p.reclaimer.garbage(p)-s.left.Load() >= pressLeast
 }
 
 // press runs a cycle if a writer waits for space.
@@ -297,6 +297,7 @@ func (s *space) observe(p *Pool, refused bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if reached > s.level {
+		before := s.level
 		s.level = reached
 		switch now := p.opts.Clock(); {
 		case reached < full:
@@ -304,6 +305,8 @@ func (s *space) observe(p *Pool, refused bool) {
 		case now.Sub(s.told) >= toldAgain:
 			s.told = now
 			p.event(EventSpaceFull, "pool", "writes are refused: "+s.describe(p)+"; delete snapshots or volumes, or give it more")
+		default:
+			s.level = before // so that it is told when the time has come
 		}
 		return
 	}

@@ -71,22 +71,23 @@ func (v *volume) differs(pins *blockmap.Pins, since blockmap.Root, lba, limit ui
 	return blockmap.Diff(pins, since, v.tree.View(), lba, limit)
 }
 
-type frozen struct{ root blockmap.Root }
+// frozen is a state that never changes.
+type frozen struct{ root *lasting }
 
 func (v *volume) file() (*place, error) { return v.base, nil }
 
 func (f frozen) file() (*place, error) { return nil, nil }
 
 func (f frozen) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
-	return f.root.Lookup(pins, lba, out)
+	return f.root.now().Lookup(pins, lba, out)
 }
 
 func (f frozen) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
-	return f.root.Run(pins, lba, limit)
+	return f.root.now().Run(pins, lba, limit)
 }
 
 func (f frozen) differs(pins *blockmap.Pins, since blockmap.Root, lba, limit uint64) (uint64, bool, error) {
-	return blockmap.Diff(pins, since, f.root, lba, limit)
+	return blockmap.Diff(pins, since, f.root.now(), lba, limit)
 }
 
 // scratch is the memory of one read.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"slices"
 	"sync"
@@ -31,9 +32,9 @@ type ownedRoot struct {
 	parent uint64 // 0: none
 	root   blockmap.Root
 	own    blockmap.Own
-	// A hidden state's blocks are there for the nearest visible states below it alone, which have these maps.
-	hidden  bool
-	visible []blockmap.Root
+	// A hidden state's blocks are there for the nearest visible states below it alone, to which these lead.
+	hidden bool
+	heirs  []*blockmap.Heir
 }
 
 // freezeState describes a checkpoint whose maps lie in the log.
@@ -45,16 +46,36 @@ func freezeState(at seglog.Position, cat *catalogue.View, heads map[uint64]block
 		}
 		return s.Root.Settled()
 	}
+	heirs := heirsOf(cat.States(), rootOf)
 	for _, s := range cat.States() {
-		r := ownedRoot{state: s.ID, parent: s.Parent, root: rootOf(s), own: cat.Own(s), hidden: s.Kind == catalogue.Hidden}
-		if r.hidden {
-			for _, k := range cat.VisibleBelow(s.ID) {
-				r.visible = append(r.visible, rootOf(k))
-			}
+		r := ownedRoot{state: s.ID, parent: s.Parent, root: rootOf(s), own: cat.Own(s)}
+		if s.Kind == catalogue.Hidden {
+			r.hidden, r.heirs = true, heirs(s.ID)
 		}
 		f.roots = append(f.roots, r)
 	}
 	return f
+}
+
+// heirsOf finds for whose sake hidden states are there, and shares what several of them have below them.
+func heirsOf(states []*catalogue.State, root func(*catalogue.State) blockmap.Root) (of func(id uint64) []*blockmap.Heir) {
+	hidden := map[uint64]*blockmap.Heir{} // states that are there for others, or for their nodes alone
+	for _, s := range states {
+		if s.Kind != catalogue.Head && s.Kind != catalogue.Snapshot {
+			hidden[s.ID] = &blockmap.Heir{Root: root(s)}
+		}
+	}
+	for _, s := range states {
+		up, k := hidden[s.Parent], hidden[s.ID]
+		if up == nil {
+			continue
+		}
+		if k == nil {
+			k = &blockmap.Heir{Root: root(s), Shown: true}
+		}
+		up.Below = append(up.Below, k)
+	}
+	return func(id uint64) []*blockmap.Heir { return hidden[id].Below }
 }
 
 // reclaimer gives space back. What the older of the two superblocks does not refer to, in
@@ -71,6 +92,8 @@ type reclaimer struct {
 	deleted  atomic.Bool  // a state went since the last cycle began
 	earliest atomic.Int64 // Unix nanoseconds; before, a deletion alone starts no cycle
 	physical atomic.Int64 // bytes of segment files
+	granted  atomic.Int64 // bytes that writers who were let on have not written yet
+	unsure   atomic.Int64 // bytes that were cleared since the last cycle began, some of which snapshots may have
 	live     atomic.Int64 // change of live bytes since the pool was opened, as far as known
 	marked   atomic.Int64 // live bytes by the last mark, less the counter at its position
 	maps     atomic.Int64 // bytes of live map nodes by the last mark
@@ -88,15 +111,15 @@ type reclaimer struct {
 }
 
 const (
-	quietTicks = 10 // of 2 s, after which nobody writes any more
+	quietTicks = 10 // of 2 s, after which next to nobody writes any more
 	// idleBytes is how much is written to the log between two ticks where next to nobody writes.
 	idleBytes = 4 << 20
 	// retryFailed is how soon a cycle for what was deleted is tried again.
 	retryFailed = 30 * time.Second
 	// rollBytes of garbage may be left in the segment that is being written.
 	rollBytes = 16 << 20
-	// maxVictims bounds the sets of live blocks that a sweep keeps, 2.3 KiB for each segment.
-	maxVictims = 4096
+	// maxSets bounds the sets of live blocks that a sweep keeps at a time, 2.3 KiB for each segment.
+	maxSets = 4096
 	// punchable is how much of a file must be dead for it to be looked at although it is live to nine tenths.
 	punchable = 1 << 20
 )
@@ -111,6 +134,7 @@ func (r *reclaimer) init(p *Pool) error {
 	for _, f := range files {
 		r.physical.Add(f.Bytes)
 	}
+	r.physical.Add(-int64(p.log.BytesWritten())) // which is counted by itself
 	return nil
 }
 
@@ -140,10 +164,10 @@ func (r *reclaimer) start(p *Pool) {
 				p.space.look(p)
 				p.space.observe(p, false)
 				now := p.log.BytesWritten()
-				if quiet++; now != written {
+				idle = now-written < idleBytes
+				if quiet++; !idle {
 					quiet = 0
 				}
-				idle = now-written < idleBytes
 				written = now
 				if quiet == quietTicks {
 					r.keepSpares(p, r.spareFew(p, spareIdle))
@@ -230,6 +254,7 @@ func (p *Pool) reclaim(ctx context.Context, g goal) (out Reclaimed, err error) {
 		}
 	}
 	r.liveThen.Store(r.liveBytes())
+	r.unsure.Store(0)
 	defer func() { // also where it fails, so that nobody waits for what does not come
 		r.left.Store(max(r.garbage(p), 0))
 		r.stuck.Store(out.FreedBytes < reclaimLeast/4 && r.room(p) < 0)
@@ -270,11 +295,7 @@ func (p *Pool) sweep(ctx context.Context, g goal) (Reclaimed, error) {
 	if err := p.markPinnedSizes(ctx, basis, pinned, live); err != nil {
 		return out, err
 	}
-	victims, err := p.victims(basis, live, g)
-	if err != nil {
-		return out, err
-	}
-	sets, err := p.markBlocks(ctx, basis, pinned, victims)
+	rounds, err := p.victims(basis, live, g)
 	if err != nil {
 		return out, err
 	}
@@ -283,27 +304,33 @@ func (p *Pool) sweep(ctx context.Context, g goal) (Reclaimed, error) {
 		defer keepReserve(&p.opts)
 	}
 	var failed error // of files that were left as they were
-	c := p.log.NewCompactor()
-	for i := 0; i <= len(victims); i++ {
-		if err := ctx.Err(); err != nil {
+	for _, victims := range rounds {
+		sets, err := p.markBlocks(ctx, basis, pinned, victims)
+		if err != nil {
 			return out, err
 		}
-		if err := p.log.KeepSpares(p.reclaimer.spareRoom(p)); err != nil {
-			return out, err
+		c := p.log.NewCompactor()
+		for i := 0; i <= len(victims); i++ {
+			if err := ctx.Err(); err != nil {
+				return out, err
+			}
+			if err := p.log.KeepSpares(p.reclaimer.spareRoom(p)); err != nil {
+				return out, err
+			}
+			var done seglog.Compacted
+			var err error
+			if i < len(victims) {
+				done, err = c.Compact(victims[i], sets)
+			} else {
+				done, err = c.Flush()
+			}
+			out.add(done)
+			p.reclaimer.gaveBack(done)
+			if errors.Is(err, seglog.ErrStopped) {
+				return out, err
+			}
+			failed = cmp.Or(failed, err)
 		}
-		var done seglog.Compacted
-		var err error
-		if i < len(victims) {
-			done, err = c.Compact(victims[i], sets)
-		} else {
-			done, err = c.Flush()
-		}
-		out.add(done)
-		p.reclaimer.gaveBack(done)
-		if errors.Is(err, seglog.ErrStopped) {
-			return out, err
-		}
-		failed = cmp.Or(failed, err)
 	}
 	return out, failed
 }
@@ -369,14 +396,17 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []owne
 	if len(pinned) == 0 {
 		return nil
 	}
-	known := make(map[uint64]blockmap.Root, len(basis.roots))
-	for _, r := range basis.roots {
-		if !r.hidden { // of which not all was visited
-			known[r.state] = r.root
-		}
+	known := make(map[uint64]*ownedRoot, len(basis.roots))
+	for i := range basis.roots {
+		known[basis.roots[i].state] = &basis.roots[i]
 	}
 	for _, r := range pinned {
-		if err := p.store.MarkBeyond(ctx, r.root, known[r.state], basis.ownOf(r), node, entries); err != nil {
+		var visited blockmap.Root
+		// Of a hidden state not all blocks were visited, and none of one that keeps a map alone, which it may have become since.
+		if of := known[r.state]; of != nil && !of.hidden && (of.own.Data != blockmap.NoData || r.own.Data == blockmap.NoData) {
+			visited = of.root
+		}
+		if err := p.store.MarkBeyond(ctx, r.root, visited, basis.ownOf(r), node, entries); err != nil {
 			return fmt.Errorf("mark what is being read: %w", err)
 		}
 	}
@@ -384,8 +414,8 @@ func (p *Pool) markPinned(ctx context.Context, basis *frozenState, pinned []owne
 }
 
 // victims are the files to clean, the emptiest first, until little enough garbage is left
-// in those before the basis; and packs that are to become one.
-func (p *Pool) victims(basis *frozenState, live map[uint64]int64, g goal) ([]seglog.File, error) {
+// in those before the basis; and packs that are to become one. They are cleaned in rounds, whose sets of live blocks are kept at a time.
+func (p *Pool) victims(basis *frozenState, live map[uint64]int64, g goal) (rounds [][]seglog.File, err error) {
 	files, err := p.log.Files()
 	if err != nil {
 		return nil, err
@@ -417,21 +447,49 @@ func (p *Pool) victims(basis *frozenState, live map[uint64]int64, g goal) ([]seg
 	}
 	slices.SortFunc(found, func(a, b victim) int { return cmp.Compare(a.share, b.share) })
 	var victims []seglog.File
-	segments := 0
 	for _, v := range found {
-		if v.share > 0 && garbage <= g(all, v.share) || segments > maxVictims {
+		if v.share > 0 && garbage <= g(all, v.share) {
 			break
 		}
 		victims = append(victims, v.File)
-		segments += len(v.Segments)
 		garbage -= v.garbage
 	}
-	return append(victims, mergeable(packs, p.super.Load().segmentBytes)...), nil
+	// What is to become one is cleaned in one round, with what little is left of others if there are not many.
+	merged := mergeable(packs, p.super.Load().segmentBytes, maxSets)
+	if setsOf(live, append(victims[:len(victims):len(victims)], merged...)...) <= maxSets {
+		return inRounds(append(victims, merged...), live, maxSets), nil
+	}
+	return append(inRounds(victims, live, maxSets), inRounds(merged, live, maxSets)...), nil
+}
+
+// setsOf counts the sets of live blocks of files: none where nothing is live.
+func setsOf(live map[uint64]int64, files ...seglog.File) (sets int) {
+	for _, f := range files {
+		for _, id := range f.Segments {
+			if live[id] > 0 {
+				sets++
+			}
+		}
+	}
+	return sets
+}
+
+// inRounds divides files so that each part has at most so many sets of live blocks, or is one file.
+func inRounds(files []seglog.File, live map[uint64]int64, most int) (rounds [][]seglog.File) {
+	for from, at, sets := 0, 0, 0; at < len(files); at++ {
+		n := setsOf(live, files[at])
+		if at == from || sets+n > most {
+			rounds, from, sets = append(rounds, nil), at, 0
+		}
+		sets += n
+		rounds[len(rounds)-1] = files[from : at+1]
+	}
+	return rounds
 }
 
 // mergeable finds packs of about the same size of which there are so many that they should be one. So there are few,
-// and a block is copied once for each size.
-func mergeable(packs []seglog.File, full int64) []seglog.File {
+// and a block is copied once for each size. What it finds has at most so many segments: packs of which no two have that few are large.
+func mergeable(packs []seglog.File, full int64, segments int) []seglog.File {
 	const many = 8
 	sizes := map[int][]seglog.File{}
 	for _, f := range packs {
@@ -441,9 +499,20 @@ func mergeable(packs []seglog.File, full int64) []seglog.File {
 		}
 	}
 	var out []seglog.File
-	for _, same := range sizes {
-		if len(same) >= many {
-			out = append(out, same...)
+	for _, tier := range slices.Backward(slices.Sorted(maps.Keys(sizes))) { // the smallest first
+		same := sizes[tier]
+		if len(same) < many {
+			continue
+		}
+		slices.SortFunc(same, func(a, b seglog.File) int { return cmp.Compare(len(a.Segments), len(b.Segments)) })
+		n, left := 0, segments
+		for n < len(same) && len(same[n].Segments) <= left {
+			left -= len(same[n].Segments)
+			n++
+		}
+		if n > 1 {
+			out = append(out, same[:n]...)
+			segments = left
 		}
 	}
 	return out

@@ -187,6 +187,50 @@ func TestSmallPacksBecomeOne(t *testing.T) {
 	d.verify()
 }
 
+// A cycle goes on until all that is dead was given back, in however many files: the sets of live blocks that it keeps at a
+// time bound nothing but its memory.
+func TestOneCycleCleansAllFiles(t *testing.T) {
+	const n = 4200
+	o := pool.Options{FS: vfs.OS(), Dir: filepath.Join(t.TempDir(), "pool"), Manual: true, SegmentBytes: 16 << 10} // a batch of three blocks each
+	if err := pool.Create(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	p, err := pool.Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Abandon()
+	if _, err := p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: (n + 2) * block.Size}); err != nil {
+		t.Fatal(err)
+	}
+	dev, data := openVolume(t, p, "v"), stamp((n+2)*block.Size)
+	write := func(off, length int64) *block.Op {
+		return &block.Op{Offset: off, Length: length, Data: data[off : off+length]}
+	}
+	for i := range int64(n) { // one that stays, and two that are overwritten
+		ops := []*block.Op{write(i*block.Size, block.Size), write(n*block.Size, 2*block.Size)}
+		if dev.Submit(ctx, ops); ops[0].Err != nil || ops[1].Err != nil {
+			t.Fatal(ops[0].Err, ops[1].Err)
+		}
+	}
+	if got, err := p.Reclaim(ctx); err != nil || got.Packed < n-2 {
+		t.Errorf("little is left of %d files: %+v, %v", n, got, err)
+	}
+	read := make([]byte, len(data))
+	if err := dev.ReadAt(ctx, read, 0); err != nil || !bytes.Equal(read, data) {
+		t.Errorf("what is live is not what it was: %v", err)
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.DeleteVolume(ctx, "v"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Reclaim(ctx); err != nil || p.Info().Segments > 10 {
+		t.Errorf("nothing is left, in %d files: %v", p.Info().Segments, err)
+	}
+}
+
 // A walk holds what it reads, and nothing else: space is given back while Check runs, whatever
 // happens to the volumes that it has still to read, and what it held goes when it has ended.
 func TestReclaimGoesOnWhileCheckReads(t *testing.T) {

@@ -188,6 +188,9 @@ func (m *mover) step() (more bool, err error) {
 		return false, fmt.Errorf("pool: %w", block.ErrClosed)
 	}
 	defer p.end()
+	if _, err := v.admit(); err != nil { // what a deleted volume had may be given back
+		return false, err
+	}
 	pins := p.store.NewPins()
 	var at, passed, since uint64
 	var found bool
@@ -198,7 +201,7 @@ func (m *mover) step() (more bool, err error) {
 		at, passed, found, err = v.tree.View().NextNewer(pins, m.next, since)
 		return err
 	}); err != nil {
-		return false, damaged(err)
+		return false, m.unlessGone(damaged(err))
 	}
 	m.done.Shared += int64(passed) * block.Size
 	if !found {
@@ -207,10 +210,9 @@ func (m *mover) step() (more bool, err error) {
 	m.next = at + regionBlocks
 	err = v.lookup(pins, at, m.found[:])
 	if errors.Is(err, blockmap.ErrDamaged) {
-		m.damage(at, regionBlocks, err)
-		return true, nil
+		return true, m.damage(at, regionBlocks, err)
 	} else if err != nil {
-		return false, err
+		return false, m.unlessGone(err)
 	}
 	if m.choose(since) <= orderedPieces {
 		m.done.Ordered += int64(len(m.own)) * block.Size
@@ -225,13 +227,25 @@ func (m *mover) step() (more bool, err error) {
 	return true, err
 }
 
-// damage reports blocks that cannot be read.
-func (m *mover) damage(lba, blocks uint64, err error) {
+// unlessGone returns the error of a read, or that the volume was deleted: then what it had may have been given back.
+func (m *mover) unlessGone(err error) error {
+	if _, gone := m.volume.admit(); gone != nil {
+		return gone
+	}
+	return err
+}
+
+// damage reports blocks that cannot be read, unless that is because the volume was deleted: then it returns that.
+func (m *mover) damage(lba, blocks uint64, err error) error {
+	if _, gone := m.volume.admit(); gone != nil {
+		return gone
+	}
 	m.done.Damaged += int64(blocks) * block.Size
 	if m.first == nil {
 		m.first = err
 	}
-	m.pool.event(EventDamage, fmt.Sprintf("volume %q", m.volume.name()), fmt.Sprintf("moving %d bytes at %d: %v", blocks*block.Size, lba*block.Size, err))
+	m.pool.damageMet(fmt.Sprintf("volume %q", m.volume.name()), "moving", int64(blocks)*block.Size, int64(lba)*block.Size, err)
+	return nil
 }
 
 // choose finds the region's blocks that no other state has, and in how many pieces they lie.
@@ -276,9 +290,11 @@ func (m *mover) read(pins *blockmap.Pins, at uint64) error {
 		err := m.volume.readCurrent(&m.found[i], pins, at+uint64(i), m.block(i))
 		switch {
 		case errors.Is(err, block.ErrDamaged):
-			m.damage(at+uint64(i), 1, err)
+			if err := m.damage(at+uint64(i), 1, err); err != nil {
+				return err
+			}
 		case err != nil:
-			return err
+			return m.unlessGone(err)
 		case m.found[i] != was: // and its old place given back
 			m.done.Changed += block.Size
 		default:

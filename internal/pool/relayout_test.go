@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -393,4 +394,85 @@ func TestRelayoutOnAFullDisk(t *testing.T) {
 	if !bytes.Contains([]byte(err.Error()), []byte(`relayout volume "a"`)) {
 		t.Errorf("the error does not say what failed: %v", err)
 	}
+}
+
+// A volume that is deleted while its relayout waits, and whose space is given back, is gone: nothing of it is damaged.
+func TestRelayoutOfADeletedVolumeTellsNoDamage(t *testing.T) {
+	d := newDriver(t)
+	var events []pool.Event
+	d.opts.OnEvent = func(e pool.Event) { events = append(events, e) }
+	d.reopen()
+	reclaimed := func() {
+		d.deleteVolume("a")
+		if _, err := d.p.Reclaim(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	// While it rests between two steps, and then within one, before the first block is read.
+	for _, within := range []bool{false, true} {
+		d.createVolume("a", 2<<20)
+		d.scatter("a")
+		steps := 0
+		o := pool.RelayoutOptions{Progress: func(int64, int64) error {
+			if steps++; steps == 2 && !within {
+				reclaimed()
+			}
+			return nil
+		}}
+		var got pool.Relayouted
+		var err error
+		if within {
+			h := d.putOn().hold(aBlock)
+			ended := make(chan struct{})
+			go func() {
+				got, err = d.p.Relayout(ctx, "a", o)
+				close(ended)
+			}()
+			<-h.reached
+			reclaimed()
+			close(h.released)
+			<-ended
+		} else {
+			got, err = d.p.Relayout(ctx, "a", o)
+		}
+		if !errors.Is(err, pool.ErrNotFound) || got.Damaged > 0 {
+			t.Errorf("within a step %t: %+v, %v", within, got, err)
+		}
+	}
+	if len(events) > 0 {
+		t.Errorf("%d events, the first %+v", len(events), events[0])
+	}
+	d.p.Abandon()
+}
+
+// A block that a client has met as damaged, or an earlier relayout, is not told again.
+func TestRelayoutTellsDamageOnce(t *testing.T) {
+	d := newDriver(t)
+	var events []pool.Event
+	d.opts.OnEvent = func(e pool.Event) { events = append(events, e) }
+	d.reopen()
+	d.createVolume("a", 1<<20)
+	d.scatter("a")
+	d.flush("a")
+	for _, lba := range []int64{7, 77} {
+		bad := d.p.Entries("a")[lba].Addr
+		rot(t, d.fs, segmentPath(bad.Segment()), bad.Offset()+100)
+	}
+	dev := openVolume(t, d.p, "a")
+	if err := dev.ReadAt(ctx, make([]byte, block.Size), 7*block.Size); !errors.Is(err, block.ErrDamaged) {
+		t.Fatal(err)
+	}
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		d.submit("a", writeOp(40<<10, 4096), writeOp(80<<10, 4096), writeOp(120<<10, 4096))
+		if _, err := d.p.Relayout(ctx, "a", pool.RelayoutOptions{}); !errors.Is(err, block.ErrDamaged) {
+			t.Error(err)
+		}
+	}
+	if len(events) != 2 || events[1].Kind != pool.EventDamage || !strings.Contains(events[1].Message, "moving 4096 bytes at 315392") {
+		t.Errorf("%+v", events)
+	}
+	d.p.Abandon()
 }

@@ -65,6 +65,7 @@ func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 	defer func() {
 		v.pool.checkpointer.dirty.Add(v.tree.TakeDirty())
 		v.pool.reclaimer.live.Add(v.tree.TakeLive() * block.Size)
+		v.pool.reclaimer.unsure.Add(v.tree.TakeUnsure() * block.Size)
 	}()
 	if e.LBA >= blockmap.MaxBlocks || e.Count > blockmap.MaxBlocks-e.LBA {
 		return fmt.Errorf("%w: %d blocks at %d of a volume", ErrDamagedLog, e.Count, e.LBA)

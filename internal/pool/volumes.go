@@ -253,8 +253,10 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 	}
 	p.mu.RUnlock()
 	if pl != nil && pl.inUse.Load() { // from now on the file is all there is
-		if err := pl.sync(); err != nil {
-			return fmt.Errorf("delete volume %q: %w", name, err)
+		if _, broken := pl.get(); broken == nil {
+			if err := pl.sync(); err != nil {
+				return fmt.Errorf("delete volume %q: %w", name, err)
+			}
 		}
 	}
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {

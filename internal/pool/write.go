@@ -76,10 +76,13 @@ var zeroCRC = seglog.Checksum(zeroBlock)
 // submit performs ops in order, as few batches as they fit into, and sets their errors.
 func (v *volume) submit(ctx context.Context, ops []*block.Op) {
 	err := v.pool.checkpointer.throttle(ctx, v.pool)
-	if err == nil {
-		err = v.pool.reclaimer.throttle(ctx, v.pool, needs(ops))
-	}
 	var admitted int64
+	if err == nil {
+		granted := needs(ops)
+		if err = v.pool.reclaimer.throttle(ctx, v.pool, granted); err == nil {
+			defer v.pool.reclaimer.written(granted)
+		}
+	}
 	if err == nil {
 		admitted, err = v.pool.space.admit(ctx, v.pool, ops)
 	}

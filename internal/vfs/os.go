@@ -132,6 +132,14 @@ func (osFS) LockUnchanged(name string) (io.Closer, error) {
 	return flock(f, name, func() error { return nil })
 }
 
+func (o osFS) LockDisk(name string) (io.Closer, error) {
+	l, err := o.LockUnchanged(name)
+	if errors.Is(err, ErrLocked) {
+		err = lockedError(name, "")
+	}
+	return l, err
+}
+
 // flock locks an open file, and then has its holder written.
 func flock(f *os.File, name string, write func() error) (io.Closer, error) {
 	err := retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })

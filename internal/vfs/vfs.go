@@ -64,6 +64,8 @@ type FS interface {
 	Lock(name, holder string) (io.Closer, error)
 	// LockUnchanged takes the lock of a file that exists and leaves the file as it is. fs.ErrNotExist, ErrLocked.
 	LockUnchanged(name string) (io.Closer, error)
+	// LockDisk is LockUnchanged for a file that holds somebody's data: the error says nothing of its content.
+	LockDisk(name string) (io.Closer, error)
 }
 
 // File is an open file. Methods may be called concurrently, Close last.

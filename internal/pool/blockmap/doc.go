@@ -107,6 +107,18 @@ func (b *bitmap) union(o *bitmap) {
 	}
 }
 
+func (b *bitmap) intersect(o *bitmap) {
+	for i := range b {
+		b[i] &= o[i]
+	}
+}
+
+func (b *bitmap) subtract(o *bitmap) {
+	for i := range b {
+		b[i] &^= o[i]
+	}
+}
+
 // nth returns the member of which r are smaller.
 func (b *bitmap) nth(r int) int {
 	i := b.next(0)

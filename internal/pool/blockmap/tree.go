@@ -197,6 +197,8 @@ type Tree struct {
 	since uint64 // epoch of the state that the tree descends from
 	dirty int64
 	live  int64
+	// unsure blocks were cleared of which some may be shared with older states.
+	unsure int64
 }
 
 // NewTree returns a tree that starts as root and descends from the state of epoch since.
@@ -224,8 +226,16 @@ func (t *Tree) Since() uint64 { return t.since }
 // SetSince tells the tree that it descends from the state of another epoch now.
 func (t *Tree) SetSince(epoch uint64) { t.since = epoch }
 
+// TakeUnsure returns how many blocks were cleared since the last call of which nobody counted whether an older
+// state shares them, so that TakeLive leaves them out.
+func (t *Tree) TakeUnsure() int64 {
+	n := t.unsure
+	t.unsure = 0
+	return n
+}
+
 // TakeLive returns by how many blocks what the pool refers to has grown since the last
-// call: exactly, but where a subtree shared with an older state was cleared as a whole.
+// call: exactly, but that what TakeUnsure tells may have gone as well.
 func (t *Tree) TakeLive() int64 {
 	n := t.live
 	t.live = 0
@@ -374,10 +384,13 @@ func (t *Tree) cleared(pins *Pins, c *child, level int, first, lo, hi uint64, ke
 		return *c, nil
 	}
 	if lo <= first && first+span(level) <= hi {
-		t.live -= int64(c.mappedBlocks())
 		if keep {
+			if c.newest() > t.since { // some of it may be shared; counting would mean reading all of it
+				t.unsure += int64(c.mappedBlocks())
+			}
 			return child{tomb: true, epoch: t.owner}, nil
 		}
+		t.live -= int64(c.mappedBlocks())
 		return child{}, nil
 	}
 	n, err := t.own(pins, c, level, first)

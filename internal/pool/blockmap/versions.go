@@ -1,6 +1,9 @@
 package blockmap
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // EachVersion visits the versions that the nodes of a root name which are newer than epoch since, in runs: the blocks from
 // lba on have the versions from v on. Also those of blocks that are not newer themselves. It reads past the cache.
@@ -9,10 +12,17 @@ func (s *Store) EachVersion(ctx context.Context, r Root, since uint64, visit fun
 	return w.walk(ctx, &r.c, rootLevel, 0)
 }
 
+// EachReadableVersion is EachVersion of all nodes, but that it passes over those that cannot be read.
+func (s *Store) EachReadableVersion(ctx context.Context, r Root, visit func(lba uint64, v Version, blocks uint64) error) error {
+	w := versionWalk{store: s, visit: visit, passOver: true}
+	return w.walk(ctx, &r.c, rootLevel, 0)
+}
+
 type versionWalk struct {
-	store *Store
-	since uint64
-	visit func(lba uint64, v Version, blocks uint64) error
+	store    *Store
+	since    uint64
+	visit    func(lba uint64, v Version, blocks uint64) error
+	passOver bool // what is damaged
 }
 
 func (w *versionWalk) walk(ctx context.Context, c *child, level int, first uint64) error {
@@ -26,7 +36,9 @@ func (w *versionWalk) walk(ctx context.Context, c *child, level int, first uint6
 		return err
 	}
 	n, err := w.store.uncached(c, level, first)
-	if err != nil {
+	if w.passOver && errors.Is(err, ErrDamaged) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if level == 0 {

@@ -56,14 +56,21 @@ func (c *Compacted) add(o Compacted) {
 // each is as before or as after. It is for one goroutine, and the only one to change these files.
 type Compactor struct {
 	log     *Log
-	pending []File // to be packed together
-	live    map[uint64]BlockSet
-	bytes   int64 // of their live blocks
-	full    bool  // the disk is: nothing is rewritten any more
+	pending []leftover // to be packed together
+	bytes   int64      // of their live blocks
+	most    int64      // that are put into one pack: less where the disk has no room for more
+	full    bool       // the disk has no room for a copy: only what little is left is still copied
+}
+
+// leftover is a file of which little is left, or a pack.
+type leftover struct {
+	File
+	live  map[uint64]BlockSet
+	bytes int64 // of its live blocks
 }
 
 // NewCompactor returns a Compactor.
-func (l *Log) NewCompactor() *Compactor { return &Compactor{log: l, live: map[uint64]BlockSet{}} }
+func (l *Log) NewCompactor() *Compactor { return &Compactor{log: l, most: l.cfg.SegmentBytes} }
 
 // Compact keeps only the live blocks of a file, which live has by segment, nil where none are. It removes the file, makes holes,
 // rewrites it densely, or keeps it back to be packed together with others, whichever gives most for least;
@@ -79,24 +86,21 @@ func (c *Compactor) Compact(f File, live map[uint64]BlockSet) (Compacted, error)
 		return c.log.remove(f)
 	case f.Pack == 0 && blocks*block.Size > most:
 		return c.one(f.Segments[0], live[f.Segments[0]])
-	case f.Pack == 0 && float64(blocks*block.Size) > CompactBelow*float64(f.Bytes) || c.full:
+	case f.Pack == 0 && float64(blocks*block.Size) > CompactBelow*float64(f.Bytes):
 		return Compacted{}, nil
+	case f.Pack != 0 && c.full:
+		return c.punchAll(f, live)
 	}
 	var done Compacted
-	if len(c.pending) > 0 && c.bytes+blocks*block.Size > c.log.cfg.SegmentBytes {
-		var err error
-		if done, err = c.Flush(); err != nil {
-			return done, err
-		}
+	var err error
+	if c.bytes+blocks*block.Size > c.most {
+		done, err = c.Flush()
 	}
-	c.pending = append(c.pending, f)
-	c.bytes += blocks * block.Size
-	for _, id := range f.Segments {
-		if live[id] != nil {
-			c.live[id] = live[id]
-		}
+	if !errors.Is(err, ErrStopped) {
+		c.pending = append(c.pending, leftover{f, live, blocks * block.Size})
+		c.bytes += blocks * block.Size
 	}
-	return done, nil
+	return done, err
 }
 
 // remove removes a file of which nothing is left.
@@ -133,7 +137,8 @@ func (c *Compactor) one(id uint64, live BlockSet) (Compacted, error) {
 	if err != nil {
 		return Compacted{}, err
 	}
-	runs, left := s.deadRuns(live, size, punchRun)
+	sets := map[uint64]BlockSet{id: live}
+	runs, left := s.deadRuns(sets, size, punchRun)
 	bytes, d := int64(live.Count())*block.Size, newDense(live)
 	want := 2*d.header + bytes
 	dense := float64(want) <= CompactBelow*float64(allocated)
@@ -146,10 +151,10 @@ func (c *Compactor) one(id uint64, live BlockSet) (Compacted, error) {
 	}
 	if !c.full {
 		err = c.retry(func() error { return l.rewrite(s, d) })
+		c.full = noRoom(err)
 	}
-	if c.full && !l.noHoles.Load() { // there is no room for a copy; short holes are slow, and take none
-		runs, left = s.deadRuns(live, size, block.Size)
-		return l.punch(s, runs, allocated-left)
+	if c.full && !l.noHoles.Load() {
+		return l.punchAll(s, sets)
 	}
 	if err != nil {
 		return Compacted{}, fmt.Errorf("rewrite segment %016x: %w", id, err)
@@ -169,14 +174,38 @@ func (c *Compactor) one(id uint64, live BlockSet) (Compacted, error) {
 // retry does what needs space, a second time without spare files where these take it.
 func (c *Compactor) retry(f func() error) error {
 	err := NoSpace(f())
-	full := func() bool { return errors.Is(err, block.ErrNoSpace) && !errors.Is(err, ErrStopped) }
-	if full() && c.log.SpareBytes() > 0 {
+	if noRoom(err) && c.log.SpareBytes() > 0 {
 		if err = c.log.KeepSpares(0); err == nil {
 			err = NoSpace(f())
 		}
 	}
-	c.full = c.full || full()
 	return err
+}
+
+// noRoom tells whether the disk is too full for a copy.
+func noRoom(err error) bool { return errors.Is(err, block.ErrNoSpace) && !errors.Is(err, ErrStopped) }
+
+// punchAll makes holes of whatever is dead in a file for whose copy there is no room.
+func (c *Compactor) punchAll(f File, live map[uint64]BlockSet) (Compacted, error) {
+	if c.log.noHoles.Load() {
+		return Compacted{}, nil
+	}
+	s, err := c.log.segments.acquire(f.Segments[0])
+	if err != nil {
+		return Compacted{}, err
+	}
+	defer c.log.segments.release(s)
+	return c.log.punchAll(s, live)
+}
+
+// punchAll makes holes of dead runs however short: that is slow, and takes no room.
+func (l *Log) punchAll(s *segment, live map[uint64]BlockSet) (Compacted, error) {
+	size, allocated, err := l.sizes(s)
+	if err != nil {
+		return Compacted{}, err
+	}
+	runs, left := s.deadRuns(live, size, block.Size)
+	return l.punch(s, runs, allocated-left)
 }
 
 // sizes returns the length of an open file and what it takes on the disk.
@@ -202,8 +231,9 @@ func (l *Log) stat(name string) (length, allocated int64, err error) {
 // extent is a range of a file in bytes.
 type extent struct{ off, length int64 }
 
-// deadRuns finds the runs of dead bytes in a segment's file that are as long as shortest, and how much of the file is not in one.
-func (s *segment) deadRuns(live BlockSet, size, shortest int64) (runs []extent, left int64) {
+// deadRuns finds the runs of dead bytes in a file that are as long as shortest, and how much of the file is not in one. live
+// is by segment.
+func (s *segment) deadRuns(live map[uint64]BlockSet, size, shortest int64) (runs []extent, left int64) {
 	var run extent
 	end := func() {
 		if run.length >= shortest {
@@ -221,23 +251,29 @@ func (s *segment) deadRuns(live BlockSet, size, shortest int64) (runs []extent, 
 			run.off = at
 		}
 	}
-	d, _ := s.index.(*dense)
-	if d == nil {
-		for at := int64(0); at < size; at += block.Size {
-			visit(at, live.Has(int(at/block.Size)))
-		}
-		end()
-		return runs, left
-	}
-	at := d.header
-	for i := range len(d.live) * 64 {
-		if d.live.Has(i) {
-			visit(at, live.Has(i))
+	switch x := s.index.(type) {
+	case *dense:
+		of, at := live[s.id], x.header
+		for i := x.live.next(0); i >= 0; i = x.live.next(i + 1) {
+			visit(at, of.Has(i))
 			at += block.Size
+		}
+		left += 2 * x.header
+	case *pack:
+		for k, id := range x.ids {
+			for i := x.first[k]; i < x.first[k+1]; i++ {
+				visit(x.header+int64(i)*block.Size, live[id].Has(int(x.blocks[i])))
+			}
+		}
+		left += 2 * x.header
+	default:
+		of := live[s.id]
+		for at := int64(0); at < size; at += block.Size {
+			visit(at, of.Has(int(at/block.Size)))
 		}
 	}
 	end()
-	return runs, left + 2*d.header
+	return runs, left
 }
 
 // punch makes holes of dead runs. It needs no order and no sync: a hole that a crash forgets, or leaves half made,
@@ -346,38 +382,65 @@ func (w *copier) copyLive(s *segment, id uint64, live BlockSet) {
 	}
 }
 
-// Flush packs what was kept back.
+// Flush packs what was kept back. Where the disk has no room for a pack of it all, smaller ones make room for the rest; what not even
+// by itself can be copied gets holes.
 func (c *Compactor) Flush() (Compacted, error) {
-	files, live := c.pending, c.live
-	c.pending, c.live, c.bytes = nil, map[uint64]BlockSet{}, 0
 	var done Compacted
 	var failed error
-	for len(files) > 0 {
-		one, unreadable, err := c.pack(files, live)
+	for len(c.pending) > 0 {
+		n, bytes := 1, c.pending[0].bytes
+		for n < len(c.pending) && bytes+c.pending[n].bytes <= c.most {
+			bytes += c.pending[n].bytes
+			n++
+		}
+		files := c.pending[:n]
+		one, err := c.packReadable(files)
+		switch {
+		case noRoom(err) && n > 1:
+			c.most = bytes / 2
+			continue
+		case noRoom(err):
+			c.full = true
+			if !c.log.noHoles.Load() {
+				one, err = c.punchAll(files[0].File, files[0].live)
+			}
+		case err == nil: // which gave back more than it took
+			c.most = min(2*c.most, c.log.cfg.SegmentBytes)
+		}
 		done.add(one)
 		failed = errors.Join(failed, err)
-		if unreadable == 0 {
+		c.pending = c.pending[n:]
+		if c.bytes -= bytes; errors.Is(err, ErrStopped) {
 			break
 		}
-		files = slices.DeleteFunc(files, func(f File) bool { // it stays as it is
-			gone := slices.Contains(f.Segments, unreadable)
-			for _, id := range f.Segments {
-				if gone {
-					delete(live, id)
-				}
-			}
-			return gone
-		})
 	}
 	return done, failed
 }
 
+// packReadable puts files into a pack, but for those that cannot be read: they stay as they are. Where there is no
+// room for it, it does nothing.
+func (c *Compactor) packReadable(files []leftover) (Compacted, error) {
+	var failed error
+	for len(files) > 0 {
+		done, unreadable, err := c.pack(files)
+		if noRoom(err) {
+			return Compacted{}, err
+		}
+		failed = errors.Join(failed, err)
+		if unreadable == 0 {
+			return done, failed
+		}
+		files = slices.DeleteFunc(slices.Clone(files), func(f leftover) bool { return slices.Contains(f.Segments, unreadable) })
+	}
+	return Compacted{}, failed
+}
+
 // pack puts the live blocks of files into a pack. If a segment cannot be read it returns which, and does nothing.
-func (c *Compactor) pack(files []File, live map[uint64]BlockSet) (done Compacted, unreadable uint64, err error) {
+func (c *Compactor) pack(files []leftover) (done Compacted, unreadable uint64, err error) {
 	l := c.log
 	held := make([]*segment, 0, len(files))
 	defer func() { l.segments.releaseAll(held) }()
-	of := map[uint64]*segment{}
+	of, live := map[uint64]*segment{}, map[uint64]BlockSet{}
 	for _, f := range files {
 		s, err := l.segments.acquire(f.Segments[0])
 		if err != nil {
@@ -385,7 +448,9 @@ func (c *Compactor) pack(files []File, live map[uint64]BlockSet) (done Compacted
 		}
 		held = append(held, s)
 		for _, id := range f.Segments {
-			of[id] = s
+			if of[id] = s; f.live[id] != nil {
+				live[id] = f.live[id]
+			}
 		}
 	}
 	k := newPack(slices.Sorted(maps.Keys(live)), live)
@@ -411,7 +476,7 @@ func (c *Compactor) pack(files []File, live map[uint64]BlockSet) (done Compacted
 	size := 2*k.header + int64(len(k.blocks))*block.Size
 	done = Compacted{Freed: -size, Copied: size, Packed: len(files)}
 	for i, f := range files {
-		if e := l.retire(held[i], f); e != nil {
+		if e := l.retire(held[i], f.File); e != nil {
 			err = errors.Join(err, e)
 		} else {
 			done.Freed += f.Bytes

@@ -329,6 +329,58 @@ func TestCompactOnAFullDisk(t *testing.T) {
 	c.demandCrash(c.fs.CrashImage(crashfs.DropAll), "after a power cut")
 }
 
+// Where little is left of each of many segments, and the disk has no room for one pack of it all, smaller packs make room for
+// each other; and where there is none for any, holes do.
+func TestPacksOnAFullDisk(t *testing.T) {
+	const segments = 40
+	for _, room := range []int64{0, 64 << 10} {
+		t.Run(fmt.Sprintf("%d KiB are left", room>>10), func(t *testing.T) {
+			c := newCleaning(t, segments)
+			for id := uint64(1); id <= segments; id++ {
+				c.kill(id, func(i int) bool { return i%24 != 5 })
+			}
+			c.fs.SetCapacity(c.fs.UsedBytes() + room)
+			files := c.files()
+			done := c.compact(files...)
+			if room == 0 && done.Punched == 0 || room > 0 && (done.Packed != segments || len(c.files()) > 10) {
+				t.Errorf("done: %+v; %d files", done, len(c.files()))
+			}
+			if all := int64(segments) << 20; done.Freed < all*9/10 {
+				t.Errorf("%d of %d bytes were given back", done.Freed, all)
+			}
+			c.demand(c.log, "now")
+			c.log.Close()
+			c.fs.SetCapacity(1 << 40) // holes that a power cut forgets leave none
+			c.demandCrash(c.fs.CrashImage(crashfs.DropAll), "after a power cut")
+		})
+	}
+}
+
+// What is dead in a pack is given back on a disk that has no room for another one.
+func TestHolesInPacks(t *testing.T) {
+	const segments = 30
+	c := newCleaning(t, segments)
+	for id := uint64(1); id <= segments; id++ {
+		c.kill(id, func(i int) bool { return i%40 != 5 })
+	}
+	c.compact(c.files()...)
+	for id := uint64(1); id <= segments; id++ {
+		c.kill(id, func(i int) bool { return id%3 == 0 || i > 100 })
+	}
+	c.fs.SetCapacity(c.fs.UsedBytes())
+	files := c.files()
+	if len(files) != 1 || files[0].Pack == 0 {
+		t.Fatalf("files: %+v", files)
+	}
+	if done := c.compact(files...); done.Punched != 1 || done.Freed < files[0].Bytes/2 {
+		t.Errorf("of %d bytes: %+v", files[0].Bytes, done)
+	}
+	c.demand(c.log, "now")
+	c.log.Close()
+	c.fs.SetCapacity(1 << 40)
+	c.demandCrash(c.fs.CrashImage(crashfs.DropAll), "after a power cut")
+}
+
 // A file system that does not free what is punched is asked once.
 func TestHolesThatGiveNothing(t *testing.T) {
 	c := newCleaning(t, 3)

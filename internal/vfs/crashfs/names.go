@@ -307,6 +307,9 @@ func (f *FS) Lock(name, holder string) (io.Closer, error) {
 	return &lock{fs: f, id: id}, nil
 }
 
+// LockDisk is vfs.FS.
+func (f *FS) LockDisk(name string) (io.Closer, error) { return f.LockUnchanged(name) }
+
 // LockUnchanged is vfs.FS.
 func (f *FS) LockUnchanged(name string) (io.Closer, error) {
 	op := Op{Kind: Lock, Path: clean(name)}
