@@ -180,6 +180,7 @@ func (r *reclaimer) start(p *Pool) {
 				written = p.log.BytesWritten()
 				well = true
 				r.keepSpares(p, r.spareFew(p, spareIdle))
+				p.log.TakeSpare() // for whoever writes next
 			case r.worth(p):
 				r.cycle(p, cleanBusy)
 				well = false
@@ -235,6 +236,7 @@ func (p *Pool) Reclaim(ctx context.Context) (Reclaimed, error) {
 	out, err := p.reclaim(ctx, cleanAll)
 	if err == nil {
 		err = p.log.KeepSpares(p.reclaimer.spareFew(p, min(p.reclaimer.liveBytes()/20, spareIdle)))
+		p.log.TakeSpare() // the log was rolled before there were any
 	}
 	return out, err
 }

@@ -173,6 +173,17 @@ func (l *Log) Roll(longer int64) error {
 	return err
 }
 
+// TakeSpare lets the next batch begin a new segment, in a spare file, if there is one and little was written to a new file
+// so far: a sync of a spare has no size and no extents to make durable.
+func (l *Log) TakeSpare() {
+	spare := l.SpareBytes() > 0
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if spare && l.active != nil && l.length == 0 && l.end < l.cfg.SegmentBytes/4 {
+		l.rolling = true
+	}
+}
+
 // abandon undoes a batch whose write failed: what is left of it is cut off and the
 // segment is not written again, so that no later batch can follow a torn one.
 func (l *Log) abandon(cause error) error {

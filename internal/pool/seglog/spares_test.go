@@ -103,6 +103,36 @@ func TestSpareFilesHoldNothing(t *testing.T) {
 	}
 }
 
+// The log goes on in a spare file rather than in a new one of which little is used.
+func TestLogTakesASpareFile(t *testing.T) {
+	_, l := newLog(t)
+	next := uint64(1)
+	fillSegments(t, l, &next, 4)
+	if err := l.KeepSpares(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Roll(0); err != nil {
+		t.Fatal(err)
+	}
+	before := l.Position().Segment
+	l.TakeSpare()
+	if l.rolling {
+		t.Fatal("without a spare file the log is about to begin a new one")
+	}
+	compact(t, l, 2)
+	l.TakeSpare()
+	appendNumber(t, l, next, 1)
+	if now := l.Position().Segment; now != before+1 || l.SpareBytes() != 0 {
+		t.Errorf("the log is in segment %d, after %d, and %d bytes are spare", now, before, l.SpareBytes())
+	}
+	compact(t, l, 3)
+	l.TakeSpare() // it is in one already
+	appendNumber(t, l, next+1, 1)
+	if now := l.Position().Segment; now != before+1 {
+		t.Errorf("the log left a spare file for another, segment %d", now)
+	}
+}
+
 // What somebody still reads is not written again under him.
 func TestSpareFilesAreNobodysElse(t *testing.T) {
 	fs, l := newLog(t)
