@@ -34,6 +34,41 @@ func (f *readFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.File.ReadAt(p, off)
 }
 
+func (f *readFile) NextData(off int64) (from, to int64, err error) {
+	if do := f.fs.do; do != nil {
+		f.fs.do = nil
+		do()
+	}
+	return f.File.NextData(off)
+}
+
+// TestExtentsOfASnapshotLookAgain: what is in place when it is looked up is kept, and zeroed in the file, before the file is asked for holes.
+func TestExtentsOfASnapshotLookAgain(t *testing.T) {
+	for _, touched := range []bool{false, true} { // so that the map knows a whole stretch, or single blocks
+		d := newInplace(t, 4<<20, 1)
+		if touched {
+			d.snapshot("before")
+			d.submit(writeOp(0, 8192))
+		}
+		d.snapshot("s")
+		d.must(d.p.Close(ctx))
+		fs := &beforeRead{FS: d.fs}
+		d.opts.FS = fs
+		d.open()
+		dev, err := d.p.OpenSnapshot(pool.SnapshotRef{Volume: "v", Name: "s"})
+		d.must(err)
+		fs.do = func() { d.submit(op(block.OpZero, 0, 8192)) }
+		found, err := dev.Extents(ctx, 0, 8192, 8)
+		d.must(err)
+		for _, e := range found {
+			if e.Zero {
+				t.Errorf("what the volume was zeroed in since counts as zeros of the snapshot: %+v", found)
+			}
+		}
+		d.must(errors.Join(dev.Close(), d.p.Close(ctx)))
+	}
+}
+
 // TestReaderOfASnapshotLooksAgain: a block of a snapshot is in place when it is looked up, and is kept and overwritten before it is read.
 func TestReaderOfASnapshotLooksAgain(t *testing.T) {
 	d := newInplace(t, 16*block.Size, 1)

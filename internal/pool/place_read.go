@@ -150,7 +150,12 @@ func (b based) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error)
 			return 0, false, err
 		}
 		if !kept {
-			return b.hole(lba, n)
+			return b.hole(lba, n, func(n uint64) (bool, error) {
+				b.place.kept.mu.RLock()
+				defer b.place.kept.mu.RUnlock()
+				same, kept, err := b.place.kept.tree.View().RunKnown(pins, lba, n)
+				return same == n && !kept, err
+			})
 		}
 		blocks = n
 	}
@@ -163,13 +168,23 @@ func (b based) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error)
 		n++
 	}
 	if inFile(entries[0]) {
-		return b.hole(lba, n)
+		return b.hole(lba, n, func(n uint64) (bool, error) {
+			again := entries[:n]
+			err := b.look(pins, lba, again)
+			for i := range again {
+				if !inFile(again[i]) {
+					return false, err
+				}
+			}
+			return true, err
+		})
 	}
 	return n, entries[0].Mapped(), nil
 }
 
-// hole tells whether a stretch that is in place begins with a hole of the file, and how long that or the data before the next one is.
-func (b based) hole(lba, blocks uint64) (uint64, bool, error) {
+// hole tells whether a stretch that is in place begins with a hole of the file, and how long that or the data before the next one is. Who zeroes
+// a part of the file keeps what was there first; so after a hole was found, still must tell that nothing was kept meanwhile.
+func (b based) hole(lba, blocks uint64, still func(blocks uint64) (bool, error)) (uint64, bool, error) {
 	file, err := b.place.get()
 	if err != nil || b.suspect != 0 {
 		return blocks, true, nil // whoever reads it is told
@@ -179,13 +194,15 @@ func (b based) hole(lba, blocks uint64) (uint64, bool, error) {
 	if err != nil {
 		return 0, false, b.place.failed("describe", err)
 	}
+	n := min(blocks, uint64(from-off)/block.Size)
 	if from == to {
-		return blocks, false, nil
+		n = blocks
 	}
-	if whole := uint64(from-off) / block.Size; from > off && whole > 0 {
-		return min(blocks, whole), false, nil
+	if n == 0 {
+		return min(blocks, max(blocksIn(to)-lba, 1)), true, nil
 	}
-	return min(blocks, max(blocksIn(to)-lba, 1)), true, nil
+	same, err := still(n)
+	return n, !same, err // data, if in doubt: it is read, and found to be what it is
 }
 
 func (v *volume) placed(pins *blockmap.Pins, lba, limit uint64) (uint64, error) {
