@@ -129,6 +129,7 @@ type checkedState struct {
 	noData                 bool   // a bookmark, whose map may name blocks that are gone
 	base                   *place // in whose file blocks of it may lie
 	keeps                  *place // of the internal volume: whose versions it keeps
+	twin                   bool   // the head of what has the content of a copy: the same again, of which nothing is read
 
 	up      *checkedState // parent
 	descent int           // how many states there are from here down
@@ -147,17 +148,18 @@ func (c *checker) choose() ([]ownedRoot, error) {
 		r := ownedRoot{state: st.ID, root: c.pool.frozenRoot(st), own: cat.Own(st), hidden: st.Kind == catalogue.Hidden}
 		s := &checkedState{ownedRoot: r, name: c.pool.stateName(st), blocks: blocksIn(st.SizeBytes), parent: st.Parent, noData: !st.Kind.HoldsData()}
 		switch st.Kind {
-		case catalogue.Snapshot:
-			s.snapshot = st.Name
-			fallthrough
-		case catalogue.Head, catalogue.Bookmark:
-			s.volume = cat.Volume(st.Volume).Name
+		case catalogue.Snapshot, catalogue.Copy, catalogue.Head, catalogue.Bookmark:
+			shown := seen(cat, st)
+			if s.volume = cat.Volume(shown.Volume).Name; shown.Kind == catalogue.Snapshot || shown.Kind == catalogue.Copy {
+				s.snapshot = shown.Name
+			}
 		}
 		if s.base = c.pool.basedOn(cat, st); s.base == nil && st.Kind == catalogue.Head {
 			if of := cat.Volume(cat.Volume(st.Volume).KeptOf); of != nil {
 				s.keeps = c.pool.volumes[of.Number].place
 			}
 		}
+		s.twin = st.Kind == catalogue.Head && cat.Volume(st.Volume).ContentOf != 0
 		roots = append(roots, s.ownedRoot)
 		c.subjects = append(c.subjects, s)
 		c.children[st.Parent] = append(c.children[st.Parent], s)
@@ -270,10 +272,12 @@ func (c *checker) checkpoints() (reclaimable uint64, err error) {
 }
 
 func (p *Pool) stateName(s *catalogue.State) string {
+	if s.Kind == catalogue.Hidden || s.Kind == catalogue.Fork {
+		return "(hidden)"
+	}
+	s = seen(p.cat, s)
 	v := p.cat.Volume(s.Volume)
 	switch {
-	case s.Kind == catalogue.Hidden || s.Kind == catalogue.Fork:
-		return "(hidden)"
 	case s.Kind == catalogue.Bookmark:
 		return BookmarkRef{v.Name, s.Name}.String()
 	case s.Kind == catalogue.Head:

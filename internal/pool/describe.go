@@ -16,7 +16,7 @@ func (p *Pool) Volumes() []VolumeInfo {
 	defer p.mu.RUnlock()
 	var out []VolumeInfo
 	for _, v := range p.cat.Volumes() {
-		if !v.Incomplete && v.KeptOf == 0 {
+		if !v.Incomplete && !v.Internal() {
 			out = append(out, p.volumeInfo(v))
 		}
 	}
@@ -43,7 +43,7 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	info := VolumeInfo{
 		ID: v.UUID, Name: v.Name, SizeBytes: head.SizeBytes, Labels: v.Labels, CreatedAt: v.CreatedAt, Origin: v.Origin,
 		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v),
-		Bookmarks: p.cat.BookmarkCount(v),
+		Bookmarks: p.cat.BookmarkCount(v), Deleted: v.Deleted,
 	}
 	if base := p.cat.Volume(v.Base); base != nil && base != v {
 		info.Base = base.Name
@@ -77,13 +77,13 @@ func (p *Pool) Snapshots(volume string) ([]SnapshotInfo, error) {
 		p.mu.RUnlock()
 		return nil, err
 	}
-	p.mu.RUnlock()
 	ids := make([]uint64, 0, len(states))
 	for _, s := range states {
-		if s.Kind == catalogue.Snapshot && !s.Pending {
+		if p.cat.Listed(s) {
 			ids = append(ids, s.ID)
 		}
 	}
+	p.mu.RUnlock()
 	out := make([]SnapshotInfo, 0, len(ids))
 	for some := range slices.Chunk(ids, listAtOnce) {
 		for _, info := range p.describe(some) {
@@ -98,24 +98,22 @@ func (p *Pool) Snapshots(volume string) ([]SnapshotInfo, error) {
 // Expiring lists the snapshots that have a time to live and are not protected, oldest first.
 func (p *Pool) Expiring() []SnapshotInfo {
 	p.mu.RLock()
-	states := p.cat.States()
-	p.mu.RUnlock()
 	var ids []uint64
-	for _, s := range states {
-		if s.Kind == catalogue.Snapshot && !s.Protected && !s.ExpiresAt.IsZero() {
+	for _, s := range p.cat.States() {
+		if p.cat.Listed(s) && !s.Protected && !s.ExpiresAt.IsZero() {
 			ids = append(ids, s.ID)
 		}
 	}
+	p.mu.RUnlock()
 	return slices.DeleteFunc(p.describe(ids), func(info SnapshotInfo) bool { return info.Name == "" })
 }
 
 // SnapshotsBefore counts the snapshots that were made before a time.
 func (p *Pool) SnapshotsBefore(at time.Time) (n int) {
 	p.mu.RLock()
-	states := p.cat.States()
-	p.mu.RUnlock()
-	for _, s := range states {
-		if s.Kind == catalogue.Snapshot && s.CreatedAt.Before(at) {
+	defer p.mu.RUnlock()
+	for _, s := range p.cat.States() {
+		if p.cat.Listed(s) && s.CreatedAt.Before(at) {
 			n++
 		}
 	}
@@ -139,7 +137,7 @@ func (p *Pool) describe(ids []uint64) []SnapshotInfo {
 	defer p.mu.RUnlock()
 	out := make([]SnapshotInfo, len(ids))
 	for i, id := range ids {
-		if s := p.cat.State(id); s != nil && s.Kind == catalogue.Snapshot {
+		if s := p.cat.State(id); s != nil && (s.Kind == catalogue.Snapshot || s.Kind == catalogue.Copy) {
 			out[i] = p.snapshotInfo(s)
 		}
 	}
@@ -151,7 +149,7 @@ func (p *Pool) describe(ids []uint64) []SnapshotInfo {
 func (p *Pool) clones(s *catalogue.State) []string {
 	var names []string
 	for _, k := range p.cat.VisibleBelow(s.ID) {
-		if k.Volume != s.Volume {
+		if k.Volume != s.Volume && !p.cat.Volume(k.Volume).Internal() {
 			names = append(names, p.cat.Volume(k.Volume).Name)
 		}
 	}
@@ -165,8 +163,17 @@ func (p *Pool) snapshotInfo(s *catalogue.State) SnapshotInfo {
 		ID: s.UUID, Volume: v.Name, VolumeID: v.UUID, Name: s.Name, SizeBytes: s.SizeBytes,
 		CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, Labels: s.Labels, Protected: s.Protected, Automatic: s.Automatic,
 		GroupID: s.Group, GroupSize: s.GroupSize, MappedBytes: int64(s.Root.Mapped()) * block.Size,
-		Clones: p.clones(s), DropWhenFull: s.DropWhenFull,
+		DropWhenFull: s.DropWhenFull, Copy: copyInfo(s),
 	}
+	if s.Kind == catalogue.Copy {
+		if content := contentOf(p.cat, s); content != nil {
+			info.MappedBytes, info.Clones = int64(content.Root.Mapped())*block.Size, p.clones(content)
+		} else {
+			info.MappedBytes = p.allocated(s.Copy.Path)
+		}
+		return info
+	}
+	info.Clones = p.clones(s)
 	if base := p.cat.Volume(v.Base); base != nil {
 		info.Base, info.Suspect = base.Name, p.suspected(s) != 0
 	}
@@ -200,8 +207,10 @@ func (p *Pool) Info() Info {
 	p.mu.RLock()
 	for _, s := range p.cat.States() {
 		switch s.Kind {
-		case catalogue.Snapshot:
-			info.Snapshots++
+		case catalogue.Snapshot, catalogue.Copy:
+			if p.cat.Listed(s) {
+				info.Snapshots++
+			}
 		case catalogue.Hidden:
 			info.HiddenStates++
 		case catalogue.Bookmark:
@@ -209,7 +218,7 @@ func (p *Pool) Info() Info {
 		}
 	}
 	for _, v := range p.cat.Volumes() {
-		if !v.Incomplete && v.KeptOf == 0 {
+		if !v.Incomplete && !v.Internal() {
 			info.Volumes++
 		}
 	}

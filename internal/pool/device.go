@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"varve/internal/block"
+	"varve/internal/pool/catalogue"
 )
 
 // Device is an open volume or snapshot. A volume's Device follows the volume
@@ -15,9 +16,12 @@ type Device struct {
 	volume *volume // nil for a snapshot
 	state  uint64  // a snapshot's
 	root   frozen  // a snapshot's
-	size   int64
-	label  string
-	base   *place // in whose file blocks of it may lie; nil: none
+	// Of a copy: root is the map of its content in the pool, or there is a file; what has changed is told by instant.
+	instant frozen
+	file    *copyFile
+	size    int64
+	label   string
+	base    *place // in whose file blocks of it may lie; nil: none
 	// suspect, if not 0: what it has in the file may have been changed by somebody else. See based.
 	suspect uint64
 	wrote   atomic.Bool // has a change ever been asked of it
@@ -43,8 +47,11 @@ func (p *Pool) openVolume(name string, incomplete bool) (*Device, error) {
 		return nil, fmt.Errorf("open volume %q: pool: %w", name, block.ErrClosed)
 	}
 	v := p.cat.VolumeByName(name)
-	if v == nil || v.Incomplete != incomplete || p.deleting[v.Head] {
+	if v == nil || v.Incomplete != incomplete || v.Internal() || p.deleting[v.Head] {
 		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
+	}
+	if _, err := findLive(p.cat, name); err != nil && !incomplete {
+		return nil, err
 	}
 	d := &Device{pool: p, volume: p.volumes[v.Number], base: p.volumes[v.Number].base}
 	if d.base != nil && d.volume.place == nil {
@@ -65,14 +72,31 @@ func (p *Pool) OpenSnapshot(ref SnapshotRef) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.deleting[s.ID] {
-		return nil, fmt.Errorf("snapshot %q: %w: it is being deleted", ref, ErrNotFound)
+	return p.openState(s, ref.String())
+}
+
+// openState opens a snapshot, or one that is not listed yet; mu is held.
+func (p *Pool) openState(s *catalogue.State, label string) (*Device, error) {
+	if s == nil || p.deleting[s.ID] {
+		return nil, fmt.Errorf("snapshot %q: %w: it is being deleted", label, ErrNotFound)
+	}
+	d := &Device{pool: p, state: s.ID, size: s.SizeBytes, label: label}
+	pins := &p.reclaimer.pins
+	if s.Kind == catalogue.Copy {
+		if content := contentOf(p.cat, s); content != nil {
+			d.root = frozen{pins.keep(content.Root)}
+		} else {
+			var err error
+			if d.file, err = p.openCopyFile(s.Copy); err != nil {
+				return nil, fmt.Errorf("snapshot %q: %w", label, err)
+			}
+		}
+		d.instant = frozen{pins.keep(s.Root)}
+	} else {
+		d.root, d.base, d.suspect = frozen{pins.keep(s.Root)}, p.basedOn(p.cat, s), p.suspected(s)
 	}
 	p.snapOpen[s.ID]++
-	return &Device{
-		pool: p, state: s.ID, root: frozen{p.reclaimer.pins.keep(s.Root)}, size: s.SizeBytes, label: ref.String(),
-		base: p.basedOn(p.cat, s), suspect: p.suspected(s),
-	}, nil
+	return d, nil
 }
 
 // Close implements block.Device.
@@ -86,7 +110,14 @@ func (d *Device) Close() error {
 		delete(d.volume.devices, d)
 	} else {
 		d.pool.letGo(d.state)
-		d.pool.reclaimer.pins.drop(d.root.root)
+		for _, r := range []frozen{d.root, d.instant} {
+			if r.root != nil {
+				d.pool.reclaimer.pins.drop(r.root)
+			}
+		}
+	}
+	if d.file != nil {
+		_ = d.file.file.Close() // nothing was written
 	}
 	for id := range d.since {
 		d.pool.letGo(id)
@@ -127,6 +158,14 @@ func (d *Device) view() view {
 	return v
 }
 
+// lineage is what tells what has changed.
+func (d *Device) lineage() view {
+	if d.instant.root != nil {
+		return d.instant
+	}
+	return d.view()
+}
+
 // begin admits a request, which must call d.pool.end when it is done.
 func (d *Device) begin() error {
 	if d.closed.Load() || !d.pool.begin() {
@@ -161,6 +200,9 @@ func (d *Device) read(p []byte, off int64) error {
 			return err
 		}
 	}
+	if d.file != nil {
+		return d.file.read(p, off, true)
+	}
 	return d.pool.read(d.view(), p, off, true)
 }
 
@@ -178,6 +220,9 @@ func (d *Device) TryReadAt(p []byte, off int64) (bool, error) {
 		if done, err := d.readHead(p, off, false); done {
 			return err == nil, nil
 		}
+	}
+	if d.file != nil {
+		return d.file.read(p, off, false) == nil, nil
 	}
 	// Whatever goes wrong is found and told by ReadAt, which waits and looks again.
 	return d.pool.read(d.view(), p, off, false) == nil, nil
@@ -242,6 +287,9 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 func (d *Device) extents(ctx context.Context, off, length int64, limit int) ([]block.Extent, error) {
 	if d.volume != nil && d.volume.place != nil && !d.volume.place.pending.Load() {
 		return d.volume.place.extentsInFile(off, length, limit)
+	}
+	if d.file != nil {
+		return d.file.extents(off, length, limit)
 	}
 	return d.pool.extents(ctx, d.view(), off, length, limit)
 }

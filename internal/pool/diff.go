@@ -31,7 +31,7 @@ func findPoint(c *catalogue.Catalogue, ref PointRef) (s *catalogue.State, err er
 	switch {
 	case ref.Name == "":
 		var v *catalogue.Volume
-		if v, err = findVolume(c, ref.Volume); err == nil {
+		if v, err = findLive(c, ref.Volume); err == nil {
 			s = c.Head(v)
 		}
 	case ref.Bookmark:
@@ -201,7 +201,7 @@ func (d *Device) older(name string) (*catalogue.State, error) {
 	v, before := d.point()
 	if v != nil {
 		for _, s := range []*catalogue.State{d.pool.cat.SnapshotByName(v, name), d.pool.cat.BookmarkByName(v, name)} {
-			if s != nil && s.Epoch < before && !d.pool.deleting[s.ID] {
+			if s != nil && s.Epoch < before && !d.pool.deleting[s.ID] && (s.Kind == catalogue.Bookmark || d.pool.cat.Listed(s)) {
 				return s, nil
 			}
 		}
@@ -265,7 +265,7 @@ func (c *Changes) Runs(ctx context.Context, off, length int64, limit int) ([]Run
 		since := d.pool.cat.State(c.since).Root
 		d.pool.mu.RUnlock()
 		found, err = d.pool.runs(ctx, off, length, limit, func(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
-			return d.view().differs(pins, since, lba, limit)
+			return d.lineage().differs(pins, since, lba, limit)
 		})
 	}
 	if err != nil {

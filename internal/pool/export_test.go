@@ -148,3 +148,10 @@ func (p *Pool) KeptEntry(volume string, version uint64) blockmap.Entry {
 	}
 	return e[0]
 }
+
+// Counts tells how many states and volumes there are, hidden and internal ones too, beside the heads of volumes that can be seen.
+func (p *Pool) Counts() (states, volumes int) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return len(p.cat.States()), len(p.cat.Volumes())
+}

@@ -38,7 +38,7 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 	p.mu.RUnlock()
 	volumes := map[uint64]*Holder{}
 	for _, v := range view.Volumes() {
-		if v.KeptOf == 0 { // what an internal volume keeps, others have
+		if !v.Internal() { // what an internal volume keeps, others have
 			volumes[v.Number] = &Holder{Name: v.Name}
 		}
 	}
@@ -78,7 +78,7 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 		}
 	}
 	for _, v := range view.Volumes() {
-		if !v.Incomplete && v.KeptOf == 0 {
+		if !v.Incomplete && !v.Internal() {
 			out.Volumes = append(out.Volumes, *volumes[v.Number])
 		}
 	}

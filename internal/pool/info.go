@@ -28,6 +28,7 @@ type VolumeInfo struct {
 	ReadOnly bool   // its file cannot be written
 	Broken   string // why its file cannot be used; empty if it can
 	Suspect  bool   // somebody else has changed its file since some of its snapshots were made
+	Deleted  bool   // it is there for its copies alone
 	// CopyingBack: a rollback has not been copied back into the file yet.
 	CopyingBack bool
 	// Base is the name of the inplace volume that a clone reads blocks from; empty for others.
@@ -61,6 +62,7 @@ type SnapshotInfo struct {
 	Suspect bool // somebody else has changed that file since
 	// DropWhenFull: it is given up where there is no room for what it needs kept.
 	DropWhenFull bool
+	Copy         *CopyInfo // of a copy, or one that is being made; nil for others
 }
 
 // Usage tells what a volume's head or a snapshot holds, in bytes.
@@ -88,6 +90,8 @@ type SnapshotSpec struct {
 	KeepFor time.Duration // zero: no expiry
 	// DropWhenFull lets the pool give it up where there is no room for what it needs kept; else writes fail. Of inplace volumes.
 	DropWhenFull bool
+	// Copy, if not nil, says that it is to become a copy, which Copy makes.
+	Copy *CopySpec
 }
 
 // SnapshotRef names a snapshot: VOLUME@NAME.

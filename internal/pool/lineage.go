@@ -189,26 +189,22 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 	case op.ResizeVolume != nil:
 		p.volumes[op.ResizeVolume.Number].size.Store(op.ResizeVolume.SizeBytes)
 	case op.DeleteVolume != nil:
-		v := p.volumes[op.DeleteVolume.Number]
-		v.mu.Lock()
-		v.gone = true
-		v.mu.Unlock()
-		delete(p.volumes, v.number)
-		if v.place != nil {
-			delete(p.volumes, v.place.kept.number)
-			v.place.close()
+		p.forgetVolume(p.volumes[op.DeleteVolume.Number])
+		if v := p.cat.Volume(op.DeleteVolume.Number); v != nil { // it has copies
+			p.volumes[v.Number] = p.newVolume(v, p.cat.Head(v), blockmap.Root{})
 		}
-		p.refreshKeep()
-		p.reclaimer.deleted.Store(true)
+		p.statesGone()
 	case op.SetPool != nil:
 		p.space.bound(p.cat)
 	case op.CreateSnapshots != nil:
 		for _, n := range op.CreateSnapshots.Of {
 			p.freeze(n.Volume, n.ID, nil)
 		}
+		p.applyCopies(op)
+	case op.FinishCopy != nil, op.CancelCopy != nil:
+		p.applyCopies(op)
 	case op.DeleteSnapshots != nil:
-		p.refreshKeep()
-		p.reclaimer.deleted.Store(true)
+		p.statesGone()
 	case op.DeleteBookmark != nil:
 		p.reclaimer.deleted.Store(true)
 	case op.Rollback != nil:
@@ -265,7 +261,7 @@ func findSnapshot(c *catalogue.Catalogue, ref SnapshotRef) (*catalogue.Volume, *
 		return nil, nil, err
 	}
 	s := c.SnapshotByName(v, ref.Name)
-	if s == nil || s.Pending {
+	if s == nil || !c.Listed(s) {
 		return nil, nil, fmt.Errorf("snapshot %q: %w", ref, ErrNotFound)
 	}
 	return v, s, nil
@@ -273,10 +269,19 @@ func findSnapshot(c *catalogue.Catalogue, ref SnapshotRef) (*catalogue.Volume, *
 
 func findVolume(c *catalogue.Catalogue, name string) (*catalogue.Volume, error) {
 	v := c.VolumeByName(name)
-	if v == nil || v.Incomplete || v.KeptOf != 0 {
+	if v == nil || v.Incomplete || v.Internal() {
 		return nil, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 	}
 	return v, nil
+}
+
+// findLive is findVolume for what needs its head.
+func findLive(c *catalogue.Catalogue, name string) (*catalogue.Volume, error) {
+	v, err := findVolume(c, name)
+	if err == nil && v.Deleted {
+		return nil, fmt.Errorf("volume %q: %w: it was deleted, and its copies alone are left", name, ErrNotFound)
+	}
+	return v, err
 }
 
 // maxKeepFor is the longest time to live; times end in the year 2262.
@@ -297,6 +302,10 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 	if spec.KeepFor < 0 || spec.KeepFor > maxKeepFor {
 		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s, but for up to 100 years, or for ever", ErrInvalid, spec.KeepFor)
 	}
+	unready, err := p.readyForCopy(len(volumes), spec.Copy)
+	if err != nil {
+		return nil, Timing{}, fmt.Errorf("create snapshot %q: %w", spec.Name, err)
+	}
 	var ids []uint64
 	gates := p.gates(volumes)
 	entered, open := time.Now(), sync.OnceValue(shut(gates)) // before the log is had alone: a file that takes its time holds up nobody but its own writers
@@ -307,8 +316,9 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 			op.ExpiresAt = now.Add(spec.KeepFor).UnixNano()
 		}
 		seen := map[uint64]bool{}
-		for i, name := range volumes {
-			v, err := findVolume(c, name)
+		nextID, nextVolume := c.LastState+1, c.LastVolume+1
+		for _, name := range volumes {
+			v, err := findLive(c, name)
 			if err != nil {
 				return proposal{}, err
 			}
@@ -319,9 +329,15 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 			if c.Taken(v, spec.Name) {
 				return proposal{}, fmt.Errorf("snapshot %q: %w", SnapshotRef{name, spec.Name}, ErrExists)
 			}
-			id := c.LastState + 1 + uint64(i)
-			ids = append(ids, id)
-			op.Of = append(op.Of, catalogue.NewSnapshot{Volume: v.Number, ID: id, UUID: uuid.New()})
+			n := catalogue.NewSnapshot{Volume: v.Number, ID: nextID, UUID: uuid.New()}
+			ids = append(ids, nextID)
+			nextID++
+			if spec.Copy != nil {
+				n.Copying = newCopying(spec.Copy, nextID, nextVolume)
+				nextID++
+				nextVolume++
+			}
+			op.Of = append(op.Of, n)
 		}
 		for i := range op.Of {
 			if pl := p.volumes[op.Of[i].Volume].place; pl != nil && !slices.Contains(gates, pl) {
@@ -340,13 +356,15 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 		t.Durable += durable
 	}
 	if err != nil {
+		unready()
 		return nil, t, fmt.Errorf("create snapshot %q: %w", spec.Name, err)
 	}
 	return p.describe(ids), t, nil
 }
 
-// DeleteSnapshots deletes all or none.
+// DeleteSnapshots deletes all or none. The file of a copy stays where it is.
 func (p *Pool) DeleteSnapshots(_ context.Context, refs []SnapshotRef) error {
+	var copied []*catalogue.Copying
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		op := &catalogue.DeleteSnapshots{}
 		seen := map[uint64]bool{}
@@ -359,6 +377,7 @@ func (p *Pool) DeleteSnapshots(_ context.Context, refs []SnapshotRef) error {
 				return proposal{}, fmt.Errorf("snapshot %q: %w; unprotect it first", ref, ErrProtected)
 			case !seen[s.ID]:
 				op.IDs = append(op.IDs, s.ID)
+				copied = append(copied, s.Copying)
 			}
 			seen[s.ID] = true
 		}
@@ -367,6 +386,9 @@ func (p *Pool) DeleteSnapshots(_ context.Context, refs []SnapshotRef) error {
 		}
 		return proposal{op: &catalogue.Op{DeleteSnapshots: op}, urgent: true, deletes: op.IDs}, nil
 	})
+	for i := 0; i < len(copied) && err == nil; i++ {
+		err = p.removePart(copied[i])
+	}
 	if err != nil {
 		return fmt.Errorf("delete snapshot: %w", err)
 	}
@@ -394,6 +416,9 @@ func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timin
 	var kept uint64
 	t, err := p.changeSize(ref.Volume, func(c *catalogue.Catalogue) (proposal, error) {
 		v, s, err := findSnapshot(c, ref)
+		if err == nil {
+			_, err = findLive(c, ref.Volume)
+		}
 		if err != nil {
 			return proposal{}, err
 		}

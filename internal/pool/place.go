@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"path"
 	"strings"
@@ -179,57 +178,22 @@ func (pl *place) read(b []byte, off int64, wait bool) error {
 	return nil
 }
 
-// sampled is how many blocks of a file a seal has the checksum of.
-const sampled = 64
-
 // seal describes the file as it is.
 func (pl *place) seal() (catalogue.Seal, error) {
 	file, err := pl.get()
 	if err != nil {
 		return catalogue.Seal{}, err
 	}
-	seal := catalogue.Seal{Closed: true}
-	if seal.SizeBytes, err = file.Size(); err != nil {
-		return seal, err
-	}
-	info, err := pl.pool.opts.FS.Stat(pl.path)
-	if err != nil {
-		return seal, err
-	}
-	seal.ModTime = info.ModTime().UnixNano()
-	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	b := make([]byte, block.Size)
-	for i := range int64(sampled) {
-		off := (seal.SizeBytes / sampled * i) &^ (block.Size - 1)
-		if err := pl.read(b, off, true); err != nil {
-			return seal, err
-		}
-		sum.Write(b)
-	}
-	seal.Sample = sum.Sum32()
-	return seal, nil
+	return sealOf(pl.pool.opts.FS, pl.path, file)
 }
 
 // compare tells what is different from when the file was closed.
 func (pl *place) compare(then *catalogue.Seal) error {
-	now, err := pl.seal()
+	file, err := pl.get()
 	if err != nil {
-		return fmt.Errorf("file %s: %w", pl.path, err)
+		return err
 	}
-	var what []string
-	if now.SizeBytes != then.SizeBytes {
-		what = append(what, fmt.Sprintf("its size was %d and is %d", then.SizeBytes, now.SizeBytes))
-	}
-	if now.ModTime != then.ModTime {
-		what = append(what, "its time of modification is another")
-	}
-	if now.Sample != then.Sample {
-		what = append(what, "its content is another")
-	}
-	if len(what) == 0 {
-		return nil
-	}
-	return fmt.Errorf("file %s was changed while nobody served it: %s", pl.path, strings.Join(what, ", "))
+	return changedSince(pl.pool.opts.FS, pl.path, file, then)
 }
 
 // use records, before the first write, that the file is in use, and so may differ from its seal.
@@ -375,8 +339,8 @@ func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
 	if info.IsDir() {
 		return VolumeInfo{}, fmt.Errorf("%w: it is a directory, and a raw file or block device is wanted", ErrInvalid)
 	}
-	if other := p.adopted(spec.Path); other != "" {
-		return VolumeInfo{}, fmt.Errorf("%w: volume %q has it", ErrInUse, other)
+	if user := p.usedBy(spec.Path); user != "" {
+		return VolumeInfo{}, fmt.Errorf("%w: %s has it", ErrInUse, user)
 	}
 	readOnly := false
 	file, err := fs.OpenDisk(spec.Path, true)
@@ -420,34 +384,6 @@ func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
 		return VolumeInfo{}, errors.Join(err, p.deleteVolume(spec.Name, false))
 	}
 	return p.Volume(spec.Name)
-}
-
-// adopted names the volume that has a file, by whatever path.
-func (p *Pool) adopted(name string) string {
-	identity := func(name string) (dev, ino, rdev uint64, ok bool) {
-		info, err := p.opts.FS.Stat(name)
-		if err != nil {
-			return 0, 0, 0, false
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return 0, 0, 0, false
-		}
-		return st.Dev, st.Ino, st.Rdev, true
-	}
-	dev, ino, rdev, ok := identity(name)
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	for _, v := range p.cat.Volumes() {
-		if v.Place == nil {
-			continue
-		}
-		d, i, r, known := identity(v.Place.Path)
-		if v.Place.Path == name || ok && known && (d == dev && i == ino || rdev != 0 && r == rdev) {
-			return v.Name
-		}
-	}
-	return ""
 }
 
 // version says where a block of an inplace lineage is: by its version, or, if it has none, nowhere.

@@ -73,24 +73,9 @@ func (pl *place) extentsInFile(off, length int64, limit int) ([]block.Extent, er
 	if err != nil {
 		return nil, err
 	}
-	var out []block.Extent
-	for end := off + length; off < end && len(out) < limit; {
-		from, to, err := file.NextData(off)
-		if err != nil {
-			return nil, pl.failed("describe", err)
-		}
-		if from > off || from == to {
-			n := min(from, end) - off
-			if from == to {
-				n = end - off
-			}
-			out = append(out, block.Extent{Offset: off, Length: n, Hole: true, Zero: true})
-			off += n
-			continue
-		}
-		n := min(to, end) - off
-		out = append(out, block.Extent{Offset: off, Length: n})
-		off += n
+	out, err := fileExtents(file, off, length, limit)
+	if err != nil {
+		return nil, pl.failed("describe", err)
 	}
 	return out, nil
 }

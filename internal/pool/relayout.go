@@ -52,7 +52,7 @@ type Relayouted struct {
 func (p *Pool) Relayout(ctx context.Context, name string, o RelayoutOptions) (Relayouted, error) {
 	fail := func(err error) error { return fmt.Errorf("relayout volume %q: %w", name, err) }
 	p.mu.RLock()
-	found, err := findVolume(p.cat, name)
+	found, err := findLive(p.cat, name)
 	var v *volume
 	if err == nil {
 		if v = p.volumes[found.Number]; v.place != nil {

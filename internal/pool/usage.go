@@ -204,6 +204,11 @@ func (p *Pool) VolumeUsage(ctx context.Context, name string) (Usage, error) {
 func (p *Pool) SnapshotUsage(ctx context.Context, ref SnapshotRef) (Usage, error) {
 	return p.usage(ctx, func() (*catalogue.State, error) {
 		_, s, err := findSnapshot(p.cat, ref)
+		if err == nil && s.Kind == catalogue.Copy {
+			if s = contentOf(p.cat, s); s == nil {
+				err = errInFile
+			}
+		}
 		return s, err
 	})
 }

@@ -71,8 +71,11 @@ func (p *Pool) CloneVolume(_ context.Context, from SnapshotRef, spec VolumeSpec)
 		if err != nil {
 			return err
 		}
-		op.Base = v.Base
-		op.From, op.Origin, op.SizeBytes = s.ID, from.String(), s.SizeBytes
+		begin, base, err := cloneable(c, v, s)
+		if err != nil {
+			return err
+		}
+		op.From, op.Base, op.Origin, op.SizeBytes = begin.ID, base, from.String(), s.SizeBytes
 		return nil
 	})
 }
@@ -111,7 +114,7 @@ func (p *Pool) createVolume(spec VolumeSpec, begin func(*catalogue.Catalogue, *c
 func (p *Pool) setVolume(name string, incomplete bool, set func(*catalogue.Catalogue, *catalogue.SetVolume) error) error {
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		v := c.VolumeByName(name)
-		if v == nil || v.Incomplete != incomplete || v.KeptOf != 0 {
+		if v == nil || v.Incomplete != incomplete || v.Internal() {
 			return proposal{}, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 		}
 		op := &catalogue.SetVolume{Number: v.Number, Name: v.Name, Labels: maps.Clone(v.Labels)}
@@ -170,7 +173,7 @@ func (p *Pool) ResizeVolume(_ context.Context, name string, sizeBytes int64, shr
 	err := checkSize(sizeBytes)
 	if err == nil {
 		_, err = p.changeSize(name, func(c *catalogue.Catalogue) (proposal, error) {
-			v, err := findVolume(c, name)
+			v, err := findLive(c, name)
 			if err != nil {
 				return proposal{}, err
 			}
@@ -261,11 +264,14 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 	}
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		v := c.VolumeByName(name)
-		if v == nil || v.Incomplete != incomplete || v.KeptOf != 0 {
+		if v == nil || v.Incomplete != incomplete || v.Internal() {
 			return proposal{}, ErrNotFound
 		}
-		if n := c.SnapshotCount(v); n > 0 {
-			return proposal{}, fmt.Errorf("%w: it has %d snapshots; delete them first", ErrInUse, n)
+		if n := c.SnapshotCount(v) - c.CopyCount(v); n > 0 {
+			return proposal{}, fmt.Errorf("%w: it has %d snapshots that need it; delete them first", ErrInUse, n)
+		}
+		if v.Deleted {
+			return proposal{}, fmt.Errorf("%w: it was deleted before; it goes with the last of its copies", ErrInUse)
 		}
 		op := &catalogue.DeleteVolume{Number: v.Number}
 		deletes := []uint64{v.Head}

@@ -2,7 +2,6 @@ package catalogue
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/google/uuid"
 )
@@ -23,19 +22,15 @@ type DeleteBookmark struct {
 
 // createBookmark puts the bookmark directly behind its snapshot, before all that descends from that.
 func (c *Catalogue) createBookmark(o *CreateBookmark) error {
-	of := c.snapshot(o.Of)
-	if of == nil || o.ID <= c.LastState || c.Taken(c.volumes[of.Volume], o.Name) {
+	of := c.states[o.Of]
+	if of == nil || of.Kind != Snapshot && of.Kind != Copy || o.ID <= c.LastState || c.Taken(c.volumes[of.Volume], o.Name) {
 		return fmt.Errorf("bookmark %q: no snapshot %d, or name or number is taken", o.Name, o.Of)
 	}
-	kids := slices.Clone(c.children[of.ID])
-	c.addState(&State{
+	c.insert(&State{
 		ID: o.ID, Kind: Bookmark, Volume: of.Volume, Parent: of.ID, Epoch: of.Epoch, SizeBytes: of.SizeBytes, Root: of.Root,
 		UUID: o.UUID, Name: o.Name, CreatedAt: unix(o.CreatedAt),
 		Of: of.Name, OfUUID: of.UUID, OfCreatedAt: of.CreatedAt,
 	})
-	for _, k := range kids {
-		c.reparent(k, o.ID)
-	}
 	return nil
 }
 
@@ -45,12 +40,6 @@ func (c *Catalogue) deleteBookmark(id uint64) error {
 		return fmt.Errorf("delete bookmark: no bookmark %d", id)
 	}
 	delete(c.marks[s.Volume], s.Name)
-	// What its parent has as well needs no other owner.
-	if p := c.states[s.Parent]; p != nil && p.Epoch == s.Epoch || len(c.children[id]) <= 1 {
-		c.remove(id)
-		c.dissolve(s.Parent)
-	} else {
-		c.replace(id, func(s *State) { s.Kind = Fork })
-	}
+	c.leave(id)
 	return nil
 }

@@ -39,10 +39,11 @@ const (
 	Hidden   Kind = 3 // a deleted snapshot that several states with data descend from
 	Bookmark Kind = 4
 	Fork     Kind = 5 // a deleted snapshot or bookmark that several states or bookmarks descend from
+	Copy     Kind = 6 // a snapshot whose content is elsewhere; in the forest of states it is what a bookmark is
 )
 
 // HoldsData tells whether states of this kind refer to data, or to nodes of their maps alone.
-func (k Kind) HoldsData() bool { return k != Bookmark && k != Fork }
+func (k Kind) HoldsData() bool { return k != Bookmark && k != Fork && k != Copy }
 
 // State is one node of the lineage. States in a Catalogue are never changed, but replaced.
 type State struct {
@@ -67,6 +68,8 @@ type State struct {
 	Pending      bool // of an inplace volume whose file was not synced yet: nobody may see it
 	Group        uuid.UUID
 	GroupSize    int
+	Copying      *Copying // of a snapshot that is to become a copy
+	Copy         *Content // of a copy
 
 	// The snapshot that a bookmark was made of, as it was then.
 	Of          string // its name
@@ -87,6 +90,8 @@ type Volume struct {
 	Place      *Place // of an inplace volume
 	Base       uint64 // the number of the inplace volume in whose file its blocks may lie: itself, or what it was cloned from; 0: none
 	KeptOf     uint64 // the number of the inplace volume that this one keeps versions of, which nobody sees
+	ContentOf  uint64 // the state whose content this one has or is to get, which nobody sees
+	Deleted    bool   // and there for its copies alone
 }
 
 // Place is the file of an inplace volume. Places in a Catalogue are never changed, but replaced.
@@ -174,7 +179,7 @@ func (c *Catalogue) Taken(v *Volume, name string) bool {
 	return c.SnapshotByName(v, name) != nil || c.BookmarkByName(v, name) != nil
 }
 
-// Snapshots lists the visible snapshots of a volume, oldest first.
+// Snapshots lists the snapshots and copies of a volume, oldest first, also those that are not whole yet.
 func (c *Catalogue) Snapshots(v *Volume) []*State { return c.listed(c.named[v.Number]) }
 
 // Bookmarks lists the bookmarks of a volume, oldest first.
@@ -208,7 +213,7 @@ func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
 	return points
 }
 
-// SnapshotCount counts the visible snapshots of a volume.
+// SnapshotCount counts the snapshots and copies of a volume.
 func (c *Catalogue) SnapshotCount(v *Volume) int { return len(c.named[v.Number]) }
 
 // BookmarkCount counts the bookmarks of a volume.
@@ -254,7 +259,7 @@ func (c *Catalogue) addState(s *State) {
 		c.children[s.Parent] = append(c.children[s.Parent], s.ID)
 	}
 	switch s.Kind {
-	case Snapshot:
+	case Snapshot, Copy:
 		setName(c.named, s)
 	case Bookmark:
 		setName(c.marks, s)

@@ -33,6 +33,8 @@ type volumeImage struct {
 	Place      *placeImage       `cbor:"9,keyasint,omitempty"`
 	KeptOf     uint64            `cbor:"10,keyasint,omitempty"`
 	Base       uint64            `cbor:"11,keyasint,omitempty"`
+	ContentOf  uint64            `cbor:"12,keyasint,omitempty"`
+	Deleted    bool              `cbor:"13,keyasint,omitempty"`
 }
 
 type placeImage struct {
@@ -66,6 +68,8 @@ type stateImage struct {
 	GroupSize int               `cbor:"16,keyasint,omitempty"`
 	Pending   bool              `cbor:"20,keyasint,omitempty"`
 	Drop      bool              `cbor:"21,keyasint,omitempty"`
+	Copying   *Copying          `cbor:"22,keyasint,omitempty"`
+	Copy      *Content          `cbor:"23,keyasint,omitempty"`
 
 	Of          string     `cbor:"17,keyasint,omitempty"` // of bookmarks, here and below
 	OfUUID      *uuid.UUID `cbor:"18,keyasint,omitempty"`
@@ -92,6 +96,7 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 		vi := volumeImage{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: nanos(v.CreatedAt),
 			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head, KeptOf: v.KeptOf, Base: v.Base,
+			ContentOf: v.ContentOf, Deleted: v.Deleted,
 		}
 		if v.Place != nil {
 			p := placeImage(*v.Place)
@@ -113,6 +118,7 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 			Name: s.Name, CreatedAt: nanos(s.CreatedAt), ExpiresAt: nanos(s.ExpiresAt), Labels: s.Labels,
 			Protected: s.Protected, Automatic: s.Automatic, GroupSize: s.GroupSize,
 			Of: s.Of, OfCreatedAt: nanos(s.OfCreatedAt), Pending: s.Pending, Drop: s.DropWhenFull,
+			Copying: s.Copying, Copy: s.Copy,
 		}
 		if s.Kind != Head {
 			si.UUID = &s.UUID
@@ -153,6 +159,7 @@ func Decode(p []byte) (*Catalogue, error) {
 		c.volumes[v.Number] = &Volume{
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: unix(v.CreatedAt),
 			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head, KeptOf: v.KeptOf, Base: v.Base,
+			ContentOf: v.ContentOf, Deleted: v.Deleted,
 		}
 		if v.Place != nil {
 			p := Place(*v.Place)
@@ -171,6 +178,7 @@ func Decode(p []byte) (*Catalogue, error) {
 			Name: si.Name, CreatedAt: unix(si.CreatedAt), ExpiresAt: unix(si.ExpiresAt), Labels: si.Labels,
 			Protected: si.Protected, Automatic: si.Automatic, GroupSize: si.GroupSize,
 			Of: si.Of, OfCreatedAt: unix(si.OfCreatedAt), Pending: si.Pending, DropWhenFull: si.Drop,
+			Copying: si.Copying, Copy: si.Copy,
 		}
 		if si.UUID != nil {
 			s.UUID = *si.UUID
@@ -203,6 +211,11 @@ func (c *Catalogue) Verify() error {
 		}
 		if err := c.verifyPlace(v); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+	}
+	for _, v := range c.volumes {
+		if s := c.states[v.ContentOf]; v.ContentOf != 0 && s == nil {
+			return fmt.Errorf("volume %d has the content of state %d, which is not there", v.Number, v.ContentOf)
 		}
 	}
 	epochs := map[uint64]bool{}
@@ -248,16 +261,19 @@ func (c *Catalogue) verifyState(s *State) error {
 	case s.Epoch == 0 || s.Epoch > c.LastEpoch:
 		return fmt.Errorf("its epoch is %d of %d", s.Epoch, c.LastEpoch)
 	case s.Kind == Hidden || s.Kind == Fork:
-	case s.Kind < Head || s.Kind > Fork:
+	case s.Kind < Head || s.Kind > Copy:
 		return fmt.Errorf("it is of the unknown kind %d", s.Kind)
 	case v == nil:
 		return fmt.Errorf("it is of volume %d, which is not there", s.Volume)
 	case s.Kind == Head && v.Head != s.ID:
 		return fmt.Errorf("it is a second head of volume %q", v.Name)
-	case s.Kind == Snapshot && (c.SnapshotByName(v, s.Name) != s || c.BookmarkByName(v, s.Name) != nil):
+	case (s.Kind == Snapshot || s.Kind == Copy) && (c.SnapshotByName(v, s.Name) != s || c.BookmarkByName(v, s.Name) != nil):
 		return fmt.Errorf("it is the second snapshot %q of volume %q", s.Name, v.Name)
 	case s.Kind == Bookmark && c.BookmarkByName(v, s.Name) != s:
 		return fmt.Errorf("it is the second bookmark %q of volume %q", s.Name, v.Name)
+	}
+	if err := c.verifyContent(s); err != nil {
+		return err
 	}
 	if v != nil && v.KeptOf != 0 {
 		return nil
@@ -274,6 +290,6 @@ func (c *Catalogue) canDescend(s, p *State) bool {
 	case p.Epoch < s.Epoch:
 		return true
 	}
-	return p.Epoch == s.Epoch && s.Kind == Bookmark && p.Kind != Fork && (p.Kind != Bookmark || p.ID > s.ID) &&
+	return p.Epoch == s.Epoch && (s.Kind == Bookmark || s.Kind == Copy) && p.Kind != Fork && (p.Kind != Bookmark || p.ID > s.ID) &&
 		len(c.children[p.ID]) == 1 && p.SizeBytes == s.SizeBytes && p.Root.Settled() == s.Root.Settled()
 }

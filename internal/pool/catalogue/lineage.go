@@ -140,7 +140,7 @@ func (c *Catalogue) dissolve(id uint64) {
 		switch {
 		case s.Kind == Head || s.Kind == Snapshot:
 			return
-		case s.Kind == Bookmark: // stays, but what is above may have had it in between
+		case s.Kind == Bookmark || s.Kind == Copy: // stays, but what is above may have had it in between
 		case s.Kind == Hidden && (c.isBase(s) || len(c.dataChildren(s.ID, 2)) > 1):
 			return
 		case len(c.children[s.ID]) <= 1:

@@ -32,6 +32,9 @@ type Op struct {
 	SetPlace        *SetPlace        `cbor:"12,keyasint,omitempty"`
 	Complete        *Complete        `cbor:"13,keyasint,omitempty"`
 	Settled         *Settled         `cbor:"14,keyasint,omitempty"`
+	CopyProgress    *CopyProgress    `cbor:"16,keyasint,omitempty"`
+	FinishCopy      *FinishCopy      `cbor:"17,keyasint,omitempty"`
+	CancelCopy      *CancelCopy      `cbor:"18,keyasint,omitempty"`
 }
 
 // CreateVolume makes an empty volume, or, with From, a clone of that state.
@@ -121,6 +124,8 @@ type NewSnapshot struct {
 	UUID   uuid.UUID `cbor:"3,keyasint"`
 	// Pending: it counts once a Complete names it.
 	Pending bool `cbor:"4,keyasint,omitempty"`
+	// Copying, of one that is to become a copy. Its numbers follow the snapshot's.
+	Copying *NewCopying `cbor:"5,keyasint,omitempty"`
 }
 
 // DeleteSnapshots deletes several snapshots, all or none.
@@ -236,6 +241,12 @@ func (c *Catalogue) Apply(op *Op) error {
 		return nil
 	case op.Settled != nil:
 		return c.settled(op.Settled.Number)
+	case op.CopyProgress != nil:
+		return c.copyProgress(op.CopyProgress)
+	case op.FinishCopy != nil:
+		return c.finishCopy(op.FinishCopy)
+	case op.CancelCopy != nil:
+		return c.cancelCopy(op.CancelCopy.ID)
 	}
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }
@@ -365,11 +376,14 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	if v == nil {
 		return fmt.Errorf("delete volume: no volume %d", number)
 	}
-	if c.SnapshotCount(v) > 0 {
+	if c.SnapshotCount(v) > c.CopyCount(v) {
 		return fmt.Errorf("delete volume %q: it has snapshots", v.Name)
 	}
 	parent := c.states[v.Head].Parent
-	c.remove(v.Head)
+	copies := c.SnapshotCount(v) > 0
+	if !copies {
+		c.remove(v.Head)
+	}
 	if v.Place != nil {
 		if err := c.settled(number); err != nil {
 			return err
@@ -378,11 +392,18 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 			return err
 		}
 	}
-	c.dissolve(parent)
+	if copies {
+		c.outlive(v)
+	} else {
+		c.dissolve(parent)
+	}
 	for _, b := range c.Bookmarks(v) {
 		if err := c.deleteBookmark(b.ID); err != nil {
 			return err
 		}
+	}
+	if copies {
+		return nil
 	}
 	delete(c.volumes, number)
 	delete(c.byName, v.Name)
@@ -403,6 +424,11 @@ func (c *Catalogue) createSnapshots(o *CreateSnapshots) error {
 		})
 		c.LastEpoch++
 		c.replace(v.Head, func(s *State) { s.Epoch = c.LastEpoch })
+		if n.Copying != nil {
+			if err := c.startCopying(n.ID, n.Copying); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -417,9 +443,20 @@ func (c *Catalogue) freeze(v *Volume, s *State) {
 
 func (c *Catalogue) deleteSnapshots(ids []uint64) error {
 	for _, id := range ids {
+		if s := c.states[id]; s != nil && s.Kind == Copy {
+			if err := c.deleteCopy(s); err != nil {
+				return err
+			}
+			continue
+		}
 		s := c.snapshot(id)
 		if s == nil {
 			return fmt.Errorf("delete snapshot: no snapshot %d", id)
+		}
+		if s.Copying != nil {
+			if err := c.stopCopying(s); err != nil {
+				return err
+			}
 		}
 		delete(c.named[s.Volume], s.Name)
 		c.replace(id, func(s *State) { s.Kind = Hidden })

@@ -1,0 +1,319 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"syscall"
+
+	"github.com/google/uuid"
+
+	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
+)
+
+// Technique says how a copy comes to be: see docs/design/copies.md.
+type Technique = catalogue.Technique
+
+// The techniques that make copies.
+const (
+	CowCopy = catalogue.CowCopy
+	Clone   = catalogue.Clone
+	Mirror  = catalogue.Mirror
+)
+
+// CopySpec says that a snapshot is to become a copy.
+type CopySpec struct {
+	Technique Technique // CowCopy or Clone
+	// Path, if not empty, is the raw file or block device that takes the content: absolute, and nothing else's. What is
+	// there is an error unless Replace; of a file that is replaced, the old one is there until the new one is whole.
+	Path    string
+	Replace bool
+}
+
+// CopyInfo describes a copy, or one that is being made.
+type CopyInfo struct {
+	Technique Technique
+	Path      string // of the file that has the content; empty: it is in the pool
+	Finished  bool
+	DoneBytes int64 // of the snapshot's size, while it is not finished
+}
+
+// copyInfo describes what a snapshot is, or is to become; nil if that is no copy.
+func copyInfo(s *catalogue.State) *CopyInfo {
+	switch {
+	case s.Copying != nil:
+		return &CopyInfo{Technique: s.Copying.Technique, Path: s.Copying.Path, DoneBytes: s.Copying.DoneBytes}
+	case s.Copy != nil:
+		return &CopyInfo{Technique: s.Copy.Technique, Path: s.Copy.Path, Finished: true, DoneBytes: s.SizeBytes}
+	}
+	return nil
+}
+
+// Copying lists the snapshots that are to become copies, oldest first, also those that are not listed yet.
+func (p *Pool) Copying() []SnapshotInfo {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var out []SnapshotInfo
+	for _, s := range p.cat.States() {
+		if s.Copying != nil && !s.Pending && s.Copying.Technique != Mirror {
+			out = append(out, p.snapshotInfo(s))
+		}
+	}
+	return out
+}
+
+// findCopying returns a snapshot that is to become a copy; mu is held.
+func (p *Pool) findCopying(id uuid.UUID) (*catalogue.State, error) {
+	for _, s := range p.cat.States() {
+		if s.UUID == id && s.Copying != nil && s.Kind == catalogue.Snapshot {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("copy: snapshot %s: %w: it is gone, a copy already, or was never to become one", id, ErrNotFound)
+}
+
+// newCopying fills in what a record says of a snapshot that is to become a copy, with the first free state and volume.
+func newCopying(spec *CopySpec, state, volume uint64) *catalogue.NewCopying {
+	n := &catalogue.NewCopying{Technique: spec.Technique, Path: spec.Path, Replace: spec.Replace}
+	if spec.Path == "" {
+		n.Volume, n.HeadID, n.UUID = volume, state, uuid.New()
+	}
+	return n
+}
+
+// readyForCopy sees to it that a copy can be made as asked, before anything is recorded, and returns what undoes that.
+func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), err error) {
+	nothing := func() {}
+	switch {
+	case spec == nil || spec.Path == "":
+		return nothing, nil
+	case volumes > 1:
+		return nothing, fmt.Errorf("%w: one file cannot take the copies of %d volumes", ErrInvalid, volumes)
+	case !path.IsAbs(spec.Path):
+		return nothing, fmt.Errorf("file %s: %w path: it is not absolute", spec.Path, ErrInvalid)
+	case inside(p.opts.Dir, spec.Path):
+		return nothing, fmt.Errorf("file %s: %w path: it lies in the pool's own directory", spec.Path, ErrInvalid)
+	}
+	if user := p.usedBy(spec.Path); user != "" {
+		return nothing, fmt.Errorf("file %s: %w: %s has it", spec.Path, ErrInUse, user)
+	}
+	switch kind, err := p.kindOf(spec.Path); {
+	case err != nil:
+		return nothing, err
+	case kind == aDirectory:
+		return nothing, fmt.Errorf("file %s: %w: it is a directory, and a raw file or block device is wanted", spec.Path, ErrInvalid)
+	case kind != missing && !spec.Replace:
+		return nothing, fmt.Errorf("file %s: %w", spec.Path, fs.ErrExist)
+	case kind == aDevice:
+		return nothing, nil
+	}
+	part := partName(spec.Path)
+	err = p.opts.FS.Remove(part) // nobody's, or usedBy had found whose
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		var f interface{ Close() error }
+		if f, err = p.opts.FS.Create(part); err == nil {
+			err = f.Close()
+		}
+	}
+	return func() { _ = p.opts.FS.Remove(part) }, err
+}
+
+// What there is at a path.
+type pathKind int
+
+const (
+	missing pathKind = iota
+	aFile
+	aDevice
+	aDirectory
+)
+
+func (p *Pool) kindOf(name string) (pathKind, error) {
+	info, err := p.opts.FS.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return missing, nil
+	case err != nil:
+		return missing, err
+	case info.IsDir():
+		return aDirectory, nil
+	case info.Mode()&fs.ModeDevice != 0:
+		return aDevice, nil
+	}
+	return aFile, nil
+}
+
+// partName is what a file is called until it is whole.
+func partName(name string) string {
+	return path.Join(path.Dir(name), "."+path.Base(name)+".varve-part")
+}
+
+// usedBy tells what has a file, by whatever path; empty if nothing has.
+func (p *Pool) usedBy(name string) string {
+	type identity struct{ dev, ino, rdev uint64 }
+	of := func(name string) (identity, bool) {
+		info, err := p.opts.FS.Stat(name)
+		if err != nil {
+			return identity{}, false
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return identity{}, false
+		}
+		return identity{st.Dev, st.Ino, st.Rdev}, true
+	}
+	its, ok := of(name)
+	same := func(other string) bool {
+		if other == "" {
+			return false
+		}
+		o, known := of(other)
+		return path.Clean(other) == path.Clean(name) || ok && known && (o.dev == its.dev && o.ino == its.ino || its.rdev != 0 && o.rdev == its.rdev)
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, v := range p.cat.Volumes() {
+		if v.Place != nil && same(v.Place.Path) {
+			return fmt.Sprintf("volume %q", v.Name)
+		}
+	}
+	for _, s := range p.cat.States() {
+		if c := copyInfo(s); c != nil && (same(c.Path) || c.Path != "" && same(partName(c.Path))) {
+			return fmt.Sprintf("snapshot %q", SnapshotRef{p.cat.Volume(s.Volume).Name, s.Name})
+		}
+	}
+	return ""
+}
+
+// applyCopies folds what an operation says of copies into the volumes; mu is held.
+func (p *Pool) applyCopies(op *catalogue.Op) {
+	switch {
+	case op.CreateSnapshots != nil:
+		for _, n := range op.CreateSnapshots.Of {
+			if k := n.Copying; k != nil && k.Volume != 0 {
+				v := p.cat.Volume(k.Volume)
+				p.volumes[v.Number] = p.newVolume(v, p.cat.Head(v), blockmap.Root{})
+			}
+		}
+	case op.FinishCopy != nil:
+		if o := op.FinishCopy; o.Kept != 0 {
+			p.freeze(p.cat.State(o.Kept).Volume, o.Kept, nil)
+		}
+		p.statesGone()
+	case op.CancelCopy != nil:
+		p.statesGone()
+	}
+}
+
+// statesGone follows the catalogue after states went: volumes may have gone with them; mu is held.
+func (p *Pool) statesGone() {
+	for number, v := range p.volumes {
+		if p.cat.Volume(number) == nil {
+			p.forgetVolume(v)
+		}
+	}
+	p.refreshKeep()
+	p.reclaimer.deleted.Store(true)
+}
+
+// forgetVolume lets go of a volume that was deleted; mu is held.
+func (p *Pool) forgetVolume(v *volume) {
+	v.mu.Lock()
+	v.gone = true
+	v.mu.Unlock()
+	delete(p.volumes, v.number)
+	if v.place != nil {
+		v.place.close()
+	}
+}
+
+// CancelCopy says that a snapshot is no more to become a copy: a clone goes, of a cow-copy the snapshot stays that it is.
+// ErrNotFound, ErrInUse while it is being copied.
+func (p *Pool) CancelCopy(_ context.Context, id uuid.UUID) error {
+	p.mu.RLock()
+	s, err := p.findCopying(id)
+	p.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	if !p.startCopy(s.ID) {
+		return fmt.Errorf("cancel copy: snapshot %q: %w: it is being copied", s.Name, ErrInUse)
+	}
+	defer p.endCopy(s.ID)
+	if err := p.removePart(s.Copying); err != nil {
+		return err
+	}
+	_, err = p.change(func(c *catalogue.Catalogue) (proposal, error) {
+		now := c.State(s.ID)
+		if now == nil || now.Copying == nil {
+			return proposal{}, fmt.Errorf("cancel copy: snapshot %q: %w", s.Name, ErrNotFound)
+		}
+		pr := proposal{op: &catalogue.Op{CancelCopy: &catalogue.CancelCopy{ID: s.ID}}, urgent: true}
+		if now.Copying.Technique != CowCopy {
+			pr.deletes = []uint64{s.ID}
+		}
+		return pr, nil
+	})
+	return err
+}
+
+// removePart removes a file that was never whole. Of a device, what was written stays.
+func (p *Pool) removePart(k *catalogue.Copying) error {
+	if k == nil || k.Path == "" || k.Technique == Mirror {
+		return nil
+	}
+	if err := p.opts.FS.Remove(partName(k.Path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// startCopy claims a snapshot's copying; false if somebody else works on it.
+func (p *Pool) startCopy(state uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.copies[state] {
+		return false
+	}
+	p.copies[state] = true
+	return true
+}
+
+func (p *Pool) endCopy(state uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.copies, state)
+}
+
+// contentOf returns the snapshot that has the content of a copy in the pool, or nil.
+func contentOf(c *catalogue.Catalogue, s *catalogue.State) *catalogue.State {
+	if s.Copy == nil {
+		return nil
+	}
+	return c.State(s.Copy.State)
+}
+
+// seen is the state that users know a state by: of an internal volume of a copy, the copy.
+func seen(c *catalogue.Catalogue, s *catalogue.State) *catalogue.State {
+	if v := c.Volume(s.Volume); v != nil && v.ContentOf != 0 {
+		return c.State(v.ContentOf)
+	}
+	return s
+}
+
+// errInFile is why a copy in a file cannot be cloned at once.
+var errInFile = fmt.Errorf("%w: its content lies in a file of its own; make a volume of that file, which copies it", ErrInvalid)
+
+// cloneable returns the state that a clone of a snapshot begins with, and the inplace volume in whose file blocks of it may lie, or 0.
+func cloneable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogue.State) (from *catalogue.State, base uint64, err error) {
+	if s.Kind != catalogue.Copy {
+		return s, v.Base, nil
+	}
+	if from = contentOf(c, s); from == nil {
+		return nil, 0, errInFile
+	}
+	return from, 0, nil
+}
