@@ -20,6 +20,7 @@ func fillSegments(t *testing.T, l *Log, next *uint64, last uint64) {
 	if err := l.Flush(l.LastSeq()); err != nil {
 		t.Fatal(err)
 	}
+	l.writeback.under.Wait() // a segment that is still being written out is in use, and is no spare
 }
 
 func compact(t *testing.T, l *Log, id uint64) {
