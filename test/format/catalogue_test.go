@@ -28,6 +28,9 @@ type imageVolume struct {
 	} `cbor:"9,keyasint"`
 	KeptOf uint64 `cbor:"10,keyasint"`
 	Base   uint64 `cbor:"11,keyasint"`
+
+	ContentOf uint64 `cbor:"12,keyasint"`
+	Deleted   bool   `cbor:"13,keyasint"`
 }
 
 type imageState struct {
@@ -40,6 +43,20 @@ type imageState struct {
 	Root   *imageRoot `cbor:"7,keyasint"`
 	Name   string     `cbor:"9,keyasint"`
 	Of     string     `cbor:"17,keyasint"`
+
+	Copying *copying `cbor:"22,keyasint"`
+	Content *content `cbor:"23,keyasint"`
+}
+
+type copying struct {
+	Technique uint   `cbor:"1,keyasint"`
+	Path      string `cbor:"2,keyasint"`
+	Volume    uint64 `cbor:"4,keyasint"`
+}
+
+type content struct {
+	State uint64 `cbor:"2,keyasint"`
+	Path  string `cbor:"3,keyasint"`
 }
 
 type imageRoot struct {
@@ -83,6 +100,13 @@ type operation struct {
 			Volume uint64 `cbor:"1,keyasint"`
 			ID     uint64 `cbor:"2,keyasint"`
 			UUID   []byte `cbor:"3,keyasint"`
+
+			Copying *struct {
+				Technique uint   `cbor:"1,keyasint"`
+				Path      string `cbor:"2,keyasint"`
+				Volume    uint64 `cbor:"4,keyasint"`
+				Head      uint64 `cbor:"5,keyasint"`
+			} `cbor:"5,keyasint"`
 		} `cbor:"6,keyasint"`
 	} `cbor:"5,keyasint"`
 	DeleteSnapshots *struct {
@@ -111,6 +135,15 @@ type operation struct {
 	Settled *struct {
 		Number uint64 `cbor:"1,keyasint"`
 	} `cbor:"14,keyasint"`
+	CopyProgress map[int]any `cbor:"16,keyasint"`
+	FinishCopy   *struct {
+		Of    uint64 `cbor:"1,keyasint"`
+		ID    uint64 `cbor:"2,keyasint"`
+		State uint64 `cbor:"3,keyasint"`
+	} `cbor:"17,keyasint"`
+	CancelCopy *struct {
+		ID uint64 `cbor:"1,keyasint"`
+	} `cbor:"18,keyasint"`
 }
 
 // state is a state with its map.
@@ -272,30 +305,35 @@ func (c *contents) apply(op *operation) error {
 	case op.Resize != nil:
 		c.head(op.Resize.Number).Size = op.Resize.Size
 	case op.Delete != nil:
-		head := c.head(op.Delete.Number)
-		delete(c.states, head.ID)
-		if v := c.volumes[op.Delete.Number]; v.Place != nil {
-			c.settled(v)
-			delete(c.states, c.head(v.Place.Kept).ID)
-			delete(c.volumes, v.Place.Kept)
-		}
-		c.dissolve(head.Parent)
-		for _, id := range slices.Sorted(maps.Keys(c.states)) {
-			if s := c.states[id]; s != nil && s.Kind == 4 && s.Volume == op.Delete.Number {
-				c.deleteBookmark(s)
-			}
-		}
-		delete(c.volumes, op.Delete.Number)
+		c.deleteVolume(op.Delete.Number)
 	case op.Snapshots != nil:
 		for _, n := range op.Snapshots.Of {
 			c.freeze(n.Volume, n.ID, op.Snapshots.Name)
 			c.lastEpoch++
 			c.head(n.Volume).Epoch = c.lastEpoch
+			if k := n.Copying; k != nil {
+				s := c.states[n.ID]
+				s.Copying = &copying{k.Technique, k.Path, k.Volume}
+				if k.Volume != 0 {
+					c.lastEpoch++
+					c.volumes[k.Volume] = &imageVolume{Number: k.Volume, Name: fmt.Sprintf("(copy %d)", k.Volume), Head: k.Head, ContentOf: s.ID}
+					c.states[k.Head] = &state{imageState{ID: k.Head, Kind: 1, Volume: k.Volume, Epoch: c.lastEpoch, Size: s.Size}, blockMap{}}
+				}
+			}
 		}
 	case op.DeleteSnapshots != nil:
 		for _, id := range op.DeleteSnapshots.IDs {
-			c.states[id].Kind = 3
-			c.dissolve(id)
+			c.deleteSnapshot(c.states[id])
+		}
+	case op.CopyProgress != nil:
+	case op.FinishCopy != nil:
+		c.finishCopy(op.FinishCopy.Of, op.FinishCopy.ID, op.FinishCopy.State)
+	case op.CancelCopy != nil:
+		s := c.states[op.CancelCopy.ID]
+		if seen := s.Copying.Technique == 1; seen {
+			c.cancelCopy(s)
+		} else {
+			c.deleteSnapshot(s)
 		}
 	case op.Settled != nil:
 		c.settled(c.volumes[op.Settled.Number])
@@ -311,19 +349,98 @@ func (c *contents) apply(op *operation) error {
 		}
 	case op.Bookmark != nil:
 		o, of := op.Bookmark, c.states[op.Bookmark.Of]
-		kids := c.children(of.ID)
-		c.states[o.ID] = &state{imageState{
+		c.insert(&state{imageState{
 			ID: o.ID, Kind: 4, Volume: of.Volume, Parent: of.ID, Epoch: of.Epoch, Size: of.Size, Name: o.Name, Of: of.Name,
-		}, of.blocks}
-		for _, k := range kids {
-			k.Parent = o.ID
-		}
+		}, of.blocks})
 	case op.DeleteBookmark != nil:
 		c.deleteBookmark(c.states[op.DeleteBookmark.ID])
 	default:
 		return fmt.Errorf("operation of an unknown kind")
 	}
 	return nil
+}
+
+func (c *contents) deleteVolume(number uint64) {
+	v, head := c.volumes[number], c.head(number)
+	copies := false
+	for _, s := range c.states {
+		copies = copies || s.Kind == 6 && s.Volume == number
+	}
+	if !copies {
+		delete(c.states, head.ID)
+	}
+	if v.Place != nil {
+		c.settled(v)
+		delete(c.states, c.head(v.Place.Kept).ID)
+		delete(c.volumes, v.Place.Kept)
+	}
+	parent := head.Parent
+	if copies {
+		c.lastEpoch++
+		head.Epoch, head.Parent, head.blocks = c.lastEpoch, 0, blockMap{}
+		v.Place, v.Base, v.Deleted = nil, 0, true
+	}
+	c.dissolve(parent)
+	for _, id := range slices.Sorted(maps.Keys(c.states)) {
+		if s := c.states[id]; s != nil && s.Kind == 4 && s.Volume == number {
+			c.deleteBookmark(s)
+		}
+	}
+	if !copies {
+		delete(c.volumes, number)
+	}
+}
+
+func (c *contents) deleteSnapshot(s *state) {
+	if s.Kind != 6 {
+		c.cancelCopy(s)
+		s.Kind = 3
+		c.dissolve(s.ID)
+		return
+	}
+	if at := c.states[s.Content.State]; at != nil {
+		c.deleteSnapshot(at)
+		c.deleteVolume(at.Volume)
+	}
+	c.deleteBookmark(s)
+	last := c.volumes[s.Volume].Deleted
+	for _, k := range c.states {
+		last = last && (k.Kind != 6 || k.Volume != s.Volume)
+	}
+	if last {
+		c.deleteVolume(s.Volume)
+	}
+}
+
+func (c *contents) cancelCopy(s *state) {
+	if s.Copying != nil && s.Copying.Volume != 0 {
+		c.deleteVolume(s.Copying.Volume)
+	}
+	s.Copying = nil
+}
+
+func (c *contents) finishCopy(of, id, at uint64) {
+	s := c.states[of]
+	k := &state{s.imageState, s.blocks}
+	k.ID, k.Kind, k.Parent, k.Copying, k.Content = id, 6, of, nil, &content{at, s.Copying.Path}
+	c.insert(k)
+	if at != 0 {
+		v := c.volumes[s.Copying.Volume]
+		v.ContentOf = id
+		c.freeze(v.Number, at, v.Name)
+		c.lastEpoch++
+		c.head(v.Number).Epoch = c.lastEpoch
+	}
+	s.Kind, s.Copying = 3, nil
+	c.dissolve(of)
+}
+
+// insert puts a state between its parent and all that descends from that.
+func (c *contents) insert(s *state) {
+	for _, k := range c.children(s.Parent) {
+		k.Parent = s.ID
+	}
+	c.states[s.ID] = s
 }
 
 // settled lets a volume's bases go.
@@ -373,7 +490,7 @@ func (c *contents) tip(id uint64) uint64 {
 	for next := true; next; {
 		next = false
 		for _, k := range c.children(tip) {
-			if k.Kind == 4 && k.Epoch == c.states[id].Epoch {
+			if (k.Kind == 4 || k.Kind == 6) && k.Epoch == c.states[id].Epoch {
 				tip, next = k.ID, true
 			}
 		}
@@ -414,7 +531,7 @@ func (c *contents) dissolve(id uint64) {
 			return
 		}
 	}
-	if s.Kind != 4 {
+	if s.Kind != 4 && s.Kind != 6 {
 		if len(c.children(id)) <= 1 {
 			c.remove(s)
 		} else {

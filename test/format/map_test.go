@@ -143,6 +143,12 @@ func (m blockMap) mapped() (n uint64) {
 
 // content returns the bytes of a state.
 func (c *contents) content(s *state) ([]byte, error) {
+	if s.Kind == 6 && s.Content.State == 0 {
+		file, err := os.ReadFile(s.Content.Path)
+		return file[:min(s.Size, int64(len(file)))], err
+	} else if s.Kind == 6 {
+		s = c.states[s.Content.State]
+	}
 	out := make([]byte, (s.Size+blockBytes-1)/blockBytes*blockBytes)
 	var file []byte
 	var kept blockMap
