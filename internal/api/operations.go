@@ -98,6 +98,8 @@ func snapshots(api huma.API, d *daemon.Daemon) {
 		func(ctx context.Context, in *with[contract.DeleteSnapshots]) error {
 			return d.DeleteSnapshots(ctx, in.Body.Snapshots)
 		})
+	operation(api, http.MethodPost, "/v1/snapshots/{snapshot}/copy", "copy-snapshot", "Start to go on with the copy of a snapshot, where that has failed", http.StatusAccepted,
+		func(_ context.Context, in *namedSnapshot) (contract.Job, error) { return d.StartCopy(in.Snapshot) })
 	operation(api, http.MethodPost, "/v1/snapshots/{snapshot}/rollback", "rollback", "Make a snapshot its volume's content", http.StatusOK,
 		func(ctx context.Context, in *struct {
 			Snapshot string `path:"snapshot" doc:"VOLUME@NAME"`

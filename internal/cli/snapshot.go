@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -19,13 +20,15 @@ type snapshotCommands struct {
 	Protect   snapshotProtect   `cmd:"" help:"Protect a snapshot from deletion and expiry."`
 	Unprotect snapshotUnprotect `cmd:"" help:"Lift a snapshot's protection."`
 	Rollback  snapshotRollback  `cmd:"" help:"Make a snapshot its volume's content; the present is kept as a snapshot."`
+	Copy      snapshotCopy      `cmd:"" help:"Go on with the copy that a snapshot is to become, where that has failed."`
 	Diff      snapshotDiff      `cmd:"" help:"Print the extents that changed from a snapshot or bookmark to another snapshot, or to the present."`
 }
 
 type snapshotCreate struct {
 	Volumes   []string          `arg:"" name:"volume" help:"Volumes."`
 	Name      string            `required:"" help:"Name of the snapshot." placeholder:"SNAP"`
-	Technique string            `help:"How: row of volumes in the pool, cow of those in a file of their own; that is the default. cow-copy, clone and mirror are not built yet." enum:",row,cow,cow-copy,clone,mirror" default:"" placeholder:"TECHNIQUE"`
+	Technique string            `help:"How: row of volumes in the pool, cow of those in a file of their own; that is the default. clone: a full copy, which needs nothing but itself; cow-copy: the same, used at once and copied in the background." enum:",row,cow,cow-copy,clone,mirror" default:"" placeholder:"TECHNIQUE"`
+	To        string            `help:"Have a full copy lie in this raw file or block device rather than in the pool; what exists needs --force." placeholder:"FILE"`
 	OnFull    string            `help:"What to do if the pool has no room for what a cow snapshot needs kept: fail-writes to the volume, or drop-snapshot." enum:"fail-writes,drop-snapshot" default:"fail-writes" placeholder:"WHAT"`
 	KeepFor   keepFor           `help:"Delete it after this time: 90m, 36h, 7d." placeholder:"DURATION"`
 	Label     map[string]string `help:"Label, repeatable." placeholder:"K=V" mapsep:"none"`
@@ -68,19 +71,70 @@ func (k *keepFor) UnmarshalText(text []byte) error {
 
 // Run creates snapshots.
 func (c snapshotCreate) Run(t *terminal) error {
+	to := c.To
+	if to != "" {
+		var err error
+		if to, err = filepath.Abs(to); err != nil {
+			return fmt.Errorf("%s: %w", c.To, err)
+		}
+	}
 	made, err := t.client.CreateSnapshots(t.ctx, contract.CreateSnapshot{
 		Volumes: c.Volumes, Name: c.Name, Labels: c.Label, KeepFor: time.Duration(c.KeepFor).Seconds(),
-		Technique: c.Technique, OnFull: c.OnFull,
+		Technique: c.Technique, OnFull: c.OnFull, To: to, Force: t.Force,
 	})
 	if err != nil {
 		return err
 	}
-	return t.print(made, func(w *table) {
-		w.row("SNAPSHOT", "CREATED", "SIZE", "WRITERS WAITED", "DURABLE AFTER")
-		for _, s := range made {
-			w.row(s.Ref(), localTime(&s.CreatedAt), humanSize(s.Size), milliseconds(s.PauseMS), milliseconds(s.DurableMS))
+	if c.Technique == contract.TechniqueClone {
+		return t.whole(made)
+	}
+	err = t.print(made, func(w *table) { drawMade(w, made) })
+	for _, s := range made {
+		if s.CopyJob != "" {
+			t.chat("%s can be used; job %s copies it meanwhile", s.Ref(), s.CopyJob)
 		}
-	})
+	}
+	return err
+}
+
+// whole waits until clones are copied, and prints them; with --detach it prints the jobs.
+func (t *terminal) whole(made []contract.Snapshot) error {
+	jobs := make([]contract.Job, 0, len(made))
+	for _, s := range made {
+		job, err := t.client.Job(t.ctx, s.CopyJob, 0)
+		if err != nil {
+			return err
+		}
+		jobs = append(jobs, job)
+	}
+	if t.Detach {
+		return t.print(jobs, func(w *table) {
+			for _, job := range jobs {
+				w.row(job.ID)
+			}
+		})
+	}
+	var failed error
+	whole := make([]contract.Snapshot, 0, len(made))
+	for i, job := range jobs {
+		job, err := t.await(job)
+		if failed = cmp.Or(failed, err); err == nil && job.Result != nil && job.Result.Snapshot != nil {
+			s := *job.Result.Snapshot
+			s.PauseMS, s.DurableMS = made[i].PauseMS, made[i].DurableMS
+			whole = append(whole, s)
+		}
+	}
+	if failed != nil && len(whole) == 0 {
+		return failed
+	}
+	return cmp.Or(failed, t.print(whole, func(w *table) { drawMade(w, whole) }))
+}
+
+func drawMade(w *table, made []contract.Snapshot) {
+	w.row("SNAPSHOT", "CREATED", "SIZE", "WRITERS WAITED", "DURABLE AFTER")
+	for _, s := range made {
+		w.row(s.Ref(), localTime(&s.CreatedAt), humanSize(s.Size), milliseconds(s.PauseMS), milliseconds(s.DurableMS))
+	}
 }
 
 func milliseconds(ms *float64) string {
@@ -112,13 +166,24 @@ func (c snapshotList) Run(t *terminal) error {
 
 func notes(s contract.Snapshot) string {
 	n := []string{
-		yes(s.Suspect, "file changed by somebody else"), yes(s.Protected, "protected"), yes(s.Automatic, "automatic"),
+		copyNote(s), yes(s.Suspect, "file changed by somebody else"), yes(s.Protected, "protected"), yes(s.Automatic, "automatic"),
 		yes(s.Head, "present descends from it"),
 	}
 	for _, clone := range s.Clones {
 		n = append(n, "clone "+clone)
 	}
 	return listed(append(n, joined(s.Labels))...)
+}
+
+// copyNote says what kind of copy a snapshot is, or how far that is.
+func copyNote(s contract.Snapshot) string {
+	switch {
+	case s.Copied != nil:
+		return fmt.Sprintf("%s, %s copied", s.Technique, percent(*s.Copied))
+	case s.Class == "physical":
+		return s.Technique
+	}
+	return ""
 }
 
 // branch is a snapshot and what is drawn before it.
@@ -191,28 +256,53 @@ func (c snapshotShow) Run(t *terminal) error {
 }
 
 func (t *terminal) showSnapshot(s contract.Snapshot) error {
-	return t.print(s, func(w *table) {
-		w.row("snapshot", s.Ref())
-		w.row("id", s.ID)
-		w.row("created", localTime(&s.CreatedAt))
-		w.row("size", humanSize(s.Size))
-		w.row("mapped", humanSize(s.MappedBytes))
-		w.row("exclusive", humanSize(s.ExclusiveBytes))
-		w.row("shared", humanSize(s.SharedBytes))
-		w.row("technique", s.Technique)
-		w.row("class", s.Class)
-		w.row("content", s.Content)
-		w.row("consistency", s.Consistency)
-		w.row("depends on", strings.Join(s.DependsOn, ", "))
-		w.field("on full", s.OnFull)
-		w.row("expires", cmp.Or(localTime(s.ExpiresAt), "never"))
-		w.field("parent", s.Parent)
-		w.field("notes", notes(s))
-		for _, step := range s.Steps {
-			w.row("step "+step.Name, milliseconds(&step.MS))
+	return t.print(s, func(w *table) { drawSnapshot(w, s) })
+}
+
+func drawSnapshot(w *table, s contract.Snapshot) {
+	w.row("snapshot", s.Ref())
+	w.row("id", s.ID)
+	w.row("created", localTime(&s.CreatedAt))
+	w.row("size", humanSize(s.Size))
+	w.row("mapped", humanSize(s.MappedBytes))
+	w.row("exclusive", humanSize(s.ExclusiveBytes))
+	w.row("shared", humanSize(s.SharedBytes))
+	w.row("technique", s.Technique)
+	w.row("class", s.Class)
+	w.row("content", s.Content)
+	w.row("consistency", s.Consistency)
+	w.row("depends on", strings.Join(s.DependsOn, ", "))
+	w.field("file", s.File)
+	if s.Copied != nil {
+		w.row("copied", percent(*s.Copied))
+		w.field("by job", s.CopyJob)
+	}
+	w.field("on full", s.OnFull)
+	w.row("expires", cmp.Or(localTime(s.ExpiresAt), "never"))
+	w.field("parent", s.Parent)
+	w.field("notes", notes(s))
+	for _, step := range s.Steps {
+		w.row("step "+step.Name, milliseconds(&step.MS))
+	}
+	w.field("writers waited", milliseconds(s.PauseMS))
+	w.field("durable after", milliseconds(s.DurableMS))
+}
+
+type snapshotCopy struct {
+	Snapshot string `arg:"" help:"Snapshot, VOLUME@NAME."`
+}
+
+// Run goes on with a copy.
+func (c snapshotCopy) Run(t *terminal) error {
+	job, err := t.client.CopySnapshot(t.ctx, c.Snapshot)
+	if err != nil {
+		return err
+	}
+	return t.finish(job, func(r *contract.Result) error {
+		if r.Snapshot == nil {
+			return nil
 		}
-		w.field("writers waited", milliseconds(s.PauseMS))
-		w.field("durable after", milliseconds(s.DurableMS))
+		return t.showSnapshot(*r.Snapshot)
 	})
 }
 

@@ -44,6 +44,16 @@ func (c volumeCreate) Run(t *terminal) error {
 		}
 		return t.finish(job, func(r *contract.Result) error { return t.showVolume(*r.Volume) })
 	}
+	if c.From != "" {
+		from, err := t.client.Snapshot(t.ctx, c.From)
+		if err == nil && from.Class == "physical" && from.File != "" { // nothing in the pool to begin with
+			job, err := t.client.Import(t.ctx, contract.Import{Name: c.Volume, Snapshot: c.From, Size: int64(c.Size), Labels: c.Label})
+			if err != nil {
+				return err
+			}
+			return t.finish(job, func(r *contract.Result) error { return t.showVolume(*r.Volume) })
+		}
+	}
 	request := contract.CreateVolume{Name: c.Volume, Size: int64(c.Size), From: c.From, Labels: c.Label}
 	if c.Inplace != "" {
 		var err error
@@ -112,7 +122,7 @@ func (volumeList) Run(t *terminal) error {
 
 // volumeNotes are what is out of the ordinary, and the labels.
 func volumeNotes(v contract.Volume) string {
-	return listed(yes(v.ReadOnly, "read-only"), yes(v.Broken != "", "broken"), yes(v.Suspect, "file changed by somebody else"),
+	return listed(yes(v.Deleted, "deleted"), yes(v.ReadOnly, "read-only"), yes(v.Broken != "", "broken"), yes(v.Suspect, "file changed by somebody else"),
 		yes(v.CopyingBack, "rollback being copied back"), joined(v.Labels))
 }
 
@@ -135,6 +145,7 @@ func (t *terminal) showVolume(v contract.Volume) error {
 
 func drawVolume(w *table, v contract.Volume) {
 	w.row("name", v.Name)
+	w.field("deleted", yes(v.Deleted, "listed for its physical snapshots, and gone with the last of them"))
 	w.row("id", v.ID)
 	w.row("size", humanSize(v.Size))
 	w.row("mapped", humanSize(v.MappedBytes))

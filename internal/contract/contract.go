@@ -65,6 +65,7 @@ type Volume struct {
 	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, file:PATH, volume:NAME"`
 	Snapshots      int               `json:"snapshots"`
 	Bookmarks      int               `json:"bookmarks"`
+	Deleted        bool              `json:"deleted,omitempty" doc:"it is listed for its physical snapshots alone"`
 	Parent         string            `json:"parent" doc:"newest snapshot of this volume that its content descends from; may be empty"`
 	Origin         string            `json:"origin" doc:"snapshot it was cloned from, as it was called then; may be empty"`
 	CreatedAt      Time              `json:"created_at"`
@@ -116,11 +117,14 @@ type Snapshot struct {
 	Name           string            `json:"name"`
 	Size           int64             `json:"size" doc:"logical size in bytes"`
 	CreatedAt      Time              `json:"created_at"`
-	Technique      string            `json:"technique" enum:"row,cow"`
+	Technique      string            `json:"technique" enum:"row,cow,cow-copy,clone,mirror"`
 	Class          string            `json:"class" enum:"logical,physical"`
 	Content        string            `json:"content" enum:"full,incremental"`
 	Consistency    string            `json:"consistency" enum:"crash,application"`
-	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, volume:NAME"`
+	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, volume:NAME, file:PATH"`
+	File           string            `json:"file,omitempty" doc:"raw file or block device that has its content, or is to have it"`
+	Copied         *float64          `json:"copied,omitempty" doc:"while it is copied: how much of it is, from 0 to 1"`
+	CopyJob        string            `json:"copy_job,omitempty" doc:"while it is copied: the job that does that; a clone is listed when that is done"`
 	OnFull         string            `json:"on_full,omitempty" enum:"fail-writes,drop-snapshot" doc:"of technique cow: what happens if the pool has no room for what it needs kept"`
 	Suspect        bool              `json:"suspect,omitempty" doc:"somebody else has changed the file it has blocks in; these are not served"`
 	Protected      bool              `json:"protected"`
@@ -203,12 +207,14 @@ const (
 	JobRelayout = "relayout"
 	// JobCopyBack copies a rollback back into the file of an inplace volume. It goes on when the daemon starts again.
 	JobCopyBack = "copy-back"
+	// JobCopy makes a copy of a snapshot. It goes on when the daemon starts again.
+	JobCopy = "copy"
 )
 
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back"`
+	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -223,6 +229,7 @@ type Job struct {
 // Result is what a job came to; the field of its kind is set.
 type Result struct {
 	Volume   *Volume   `json:"volume,omitempty" doc:"of an import, or of a copy-back"`
+	Snapshot *Snapshot `json:"snapshot,omitempty" doc:"of a copy"`
 	Export   *Export   `json:"export,omitempty"`
 	Check    *Check    `json:"check,omitempty"`
 	Reclaim  *Reclaim  `json:"reclaim,omitempty"`

@@ -20,11 +20,13 @@ type AdoptVolume struct {
 
 // Import asks for a new volume with the content of an image file.
 type Import struct {
-	Name   string            `json:"name"`
-	File   string            `json:"file" doc:"absolute path of a raw or qcow2 image on the daemon's machine"`
-	Format string            `json:"format,omitempty" enum:"raw,qcow2" doc:"of the image; without, it is detected"`
-	Size   int64             `json:"size,omitempty" doc:"bytes; 0 means the image's"`
-	Labels map[string]string `json:"labels,omitempty"`
+	Name string `json:"name"`
+	File string `json:"file,omitempty" doc:"absolute path of a raw or qcow2 image on the daemon's machine"`
+	// Snapshot is VOLUME@NAME, whose content is copied, instead of a file.
+	Snapshot string            `json:"snapshot,omitempty" doc:"instead of a file: VOLUME@NAME, whose content is copied"`
+	Format   string            `json:"format,omitempty" enum:"raw,qcow2" doc:"of the image; without, it is detected"`
+	Size     int64             `json:"size,omitempty" doc:"bytes; 0 means the image's"`
+	Labels   map[string]string `json:"labels,omitempty"`
 }
 
 // ExportFile asks for a volume or a snapshot as an image file.
@@ -50,7 +52,9 @@ type CreateSnapshot struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	KeepFor float64           `json:"keep_for_seconds,omitempty" minimum:"0" doc:"delete it after this time; 0 means never"`
 	// Technique is one for all volumes; empty: that of each one's layout.
-	Technique string `json:"technique,omitempty" enum:"row,cow,cow-copy,clone,mirror" doc:"row of redirect volumes, cow of inplace ones, which are the defaults; the others are not there yet"`
+	Technique string `json:"technique,omitempty" enum:"row,cow,cow-copy,clone,mirror" doc:"row of redirect volumes, cow of inplace ones, which are the defaults; of both, cow-copy and clone"`
+	To        string `json:"to,omitempty" doc:"of techniques that copy: absolute path, on the daemon's machine, of the raw file or block device that takes the content; without, the pool does"`
+	Force     bool   `json:"force,omitempty" doc:"replace an existing file, or overwrite a block device"`
 	OnFull    string `json:"on_full,omitempty" enum:"fail-writes,drop-snapshot" default:"fail-writes" doc:"of technique cow: what happens if the pool has no room for what it needs kept"`
 }
 

@@ -44,7 +44,7 @@ func (d *Daemon) copyBack(info pool.VolumeInfo) (doing contract.Job, begun bool,
 		doing, err = d.Job(id)
 		return doing, false, err
 	}
-	doing, err = d.jobs.start(contract.JobCopyBack, info.Name, true, func(ctx context.Context, j *job) (*contract.Result, error) {
+	doing, err = d.jobs.startBehind(contract.JobCopyBack, info.Name, true, func(ctx context.Context, j *job) (*contract.Result, error) {
 		for {
 			err := d.copyRest(ctx, j, info.ID)
 			if d.copiedBack(info.ID, err) {

@@ -8,7 +8,7 @@
 // VOLUME@SNAPSHOT, read-only. A session is one NBD connection that has an export
 // open. A job is long work (import, export, check); it ends with the daemon and
 // leaves nothing half-made when it is cancelled; a rollback that is copied back
-// into a file is right all the time, and goes on when a daemon starts.
+// into a file, and a copy of a snapshot, go on when a daemon starts.
 //
 // Invariants: one daemon works on a data directory, the pool's lock sees to
 // it. What stands in somebody's way (clients, snapshots, protection) is a
@@ -73,6 +73,7 @@ type Daemon struct {
 	pool       *pool.Pool
 	jobs       *jobs
 	copyBacks  copyBacks
+	copies     copies
 	journal    *journal
 	sessions   *sessions
 	timings    timings
@@ -105,7 +106,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	}
 	d := &Daemon{
 		dir: dir, poolDir: poolDir(dir), version: c.Version, log: c.Log, now: c.Clock, startedAt: c.Clock(),
-		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
+		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, copies: copies{jobs: map[uuid.UUID]string{}}, journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
 		expiryKick: make(chan struct{}, 1),
 	}
 	if err := d.openPool(ctx, c); err != nil {
@@ -118,6 +119,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	d.endExpiry = endExpiry
 	d.background.Go(func() { d.expireLoop(expiry) })
 	d.resumeCopyBacks()
+	d.resumeCopies()
 	d.log.Info("ready", "data", dir, "nbd", d.addresses(), "volumes", d.pool.Info().Volumes)
 	return d, nil
 }

@@ -31,7 +31,9 @@ func (e exports) List(context.Context) ([]server.ExportInfo, error) {
 	}
 	var out []server.ExportInfo
 	for _, v := range e.d.pool.Volumes() {
-		out = append(out, server.ExportInfo{Name: v.Name, Description: "volume"})
+		if !v.Deleted {
+			out = append(out, server.ExportInfo{Name: v.Name, Description: "volume"})
+		}
 		out = append(out, of[v.Name]...)
 	}
 	return out, nil

@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// jobsAtOnce is how many jobs run; more wait in the queue.
-	jobsAtOnce = 2
+	// jobsAtOnce is how many jobs run that somebody waits for, and behindAtOnce how many that nobody needs to wait for; more
+	// wait in the queue. Neither waits for the other.
+	jobsAtOnce   = 2
+	behindAtOnce = 4
 	// maxQueuedJobs bounds the queue.
 	maxQueuedJobs = 1000
 	// maxFinishedJobs is how many finished jobs are remembered.
@@ -26,11 +28,12 @@ var errCancelled = errors.New("cancelled")
 
 // jobs runs long work, a few at a time, and remembers what came of it.
 type jobs struct {
-	now   func() time.Time
-	slots chan struct{}
-	ctx   context.Context // of all jobs; cancelled by stop
-	stop  context.CancelCauseFunc
-	wait  sync.WaitGroup
+	now    func() time.Time
+	slots  chan struct{}
+	behind chan struct{}
+	ctx    context.Context // of all jobs; cancelled by stop
+	stop   context.CancelCauseFunc
+	wait   sync.WaitGroup
 
 	mu   sync.Mutex // guards the jobs' fields too
 	list []*job     // oldest first
@@ -49,7 +52,7 @@ type job struct {
 
 func newJobs(now func() time.Time) *jobs {
 	ctx, stop := context.WithCancelCause(context.Background())
-	return &jobs{now: now, slots: make(chan struct{}, jobsAtOnce), ctx: ctx, stop: stop}
+	return &jobs{now: now, slots: make(chan struct{}, jobsAtOnce), behind: make(chan struct{}, behindAtOnce), ctx: ctx, stop: stop}
 }
 
 // run does the work of one job. It reports through j, calls j.pause at points
@@ -59,6 +62,15 @@ type run func(ctx context.Context, j *job) (*contract.Result, error)
 
 // start queues work and returns the job at once.
 func (js *jobs) start(kind, object string, pausable bool, work run) (contract.Job, error) {
+	return js.queue(js.slots, kind, object, pausable, work)
+}
+
+// startBehind is start for work that gives way to clients, may take long, and holds up nobody.
+func (js *jobs) startBehind(kind, object string, pausable bool, work run) (contract.Job, error) {
+	return js.queue(js.behind, kind, object, pausable, work)
+}
+
+func (js *jobs) queue(slots chan struct{}, kind, object string, pausable bool, work run) (contract.Job, error) {
 	ctx, cancel := context.WithCancelCause(js.ctx)
 	j := &job{
 		owner: js, pausable: pausable, cancel: cancel,
@@ -84,7 +96,7 @@ func (js *jobs) start(kind, object string, pausable bool, work run) (contract.Jo
 	running := func() { j.view.State, j.view.StartedAt = contract.JobRunning, contract.At(js.now()) }
 	free := false // taken here, so that jobs begin in the order of their starts
 	select {
-	case js.slots <- struct{}{}:
+	case slots <- struct{}{}:
 		free = true
 		running()
 	default:
@@ -93,14 +105,14 @@ func (js *jobs) start(kind, object string, pausable bool, work run) (contract.Jo
 		defer cancel(nil)
 		if !free {
 			select {
-			case js.slots <- struct{}{}:
+			case slots <- struct{}{}:
 				free = true
 				j.update(func(*contract.Job) { running() })
 			case <-ctx.Done(): // the work is told so, and undoes what was done before it was queued
 			}
 		}
 		if free {
-			defer func() { <-js.slots }()
+			defer func() { <-slots }()
 		}
 		result, err := work(ctx, j)
 		if err != nil && ctx.Err() != nil {
@@ -185,7 +197,7 @@ func (j *job) finish(result *contract.Result, err error) {
 		switch {
 		case err == nil:
 			v.State, v.Progress = contract.JobDone, 1
-		case errors.Is(err, errCancelled) || errors.Is(err, ErrStopping):
+		case errors.Is(err, errCancelled) || errors.Is(err, errDeleting) || errors.Is(err, ErrStopping):
 			v.State, v.Reason = contract.JobCancelled, err.Error()
 		default:
 			v.State, v.Error = contract.JobFailed, Describe(err)
@@ -263,7 +275,16 @@ func (d *Daemon) CancelJob(id string) (contract.Job, error) {
 	return j.view, nil
 }
 
-// PauseJob holds a running import, export, relayout or copy-back at its next step; other kinds and states are ErrJobState.
+// cancel ends a job, if there is one and it has not ended, for a reason.
+func (js *jobs) cancel(id string, cause error) {
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	if j, err := js.find(id); err == nil {
+		j.cancel(cause)
+	}
+}
+
+// PauseJob holds a running import, export, relayout, copy or copy-back at its next step; other kinds and states are ErrJobState.
 func (d *Daemon) PauseJob(id string) (contract.Job, error) {
 	return d.hold(id, contract.JobRunning, contract.JobPaused)
 }

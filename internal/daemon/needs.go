@@ -23,6 +23,8 @@ func layout(info pool.VolumeInfo) string {
 
 func volumeNeeds(info pool.VolumeInfo) []string {
 	switch {
+	case info.Deleted:
+		return []string{}
 	case info.Path != "" && info.CopyingBack:
 		return []string{"pool", "file:" + info.Path}
 	case info.Path != "":
@@ -35,13 +37,32 @@ func volumeNeeds(info pool.VolumeInfo) []string {
 
 // techniqueOf is cow for the snapshots of inplace volumes. Those of a clone of one have blocks in the file as well, and still are row.
 func techniqueOf(info pool.SnapshotInfo) string {
+	if info.Copy != nil {
+		switch info.Copy.Technique {
+		case pool.CowCopy:
+			return contract.TechniqueCOWCopy
+		case pool.Clone:
+			return contract.TechniqueClone
+		case pool.Mirror:
+			return contract.TechniqueMirror
+		}
+	}
 	if info.Base == info.Volume {
 		return contract.TechniqueCOW
 	}
 	return contract.TechniqueRow
 }
 
+// isCopy tells whether a snapshot needs nothing but itself.
+func isCopy(info pool.SnapshotInfo) bool { return info.Copy != nil && info.Copy.Finished }
+
 func snapshotNeeds(info pool.SnapshotInfo) []string {
+	if isCopy(info) {
+		if info.Copy.Path != "" {
+			return []string{"file:" + info.Copy.Path}
+		}
+		return []string{"pool"}
+	}
 	if info.Base != "" {
 		return []string{"pool", "volume:" + info.Base}
 	}
@@ -51,7 +72,7 @@ func snapshotNeeds(info pool.SnapshotInfo) []string {
 // onFull is what happens if there is no room for what a snapshot needs kept; of row snapshots nothing is kept.
 func onFull(info pool.SnapshotInfo) string {
 	switch {
-	case techniqueOf(info) != contract.TechniqueCOW:
+	case isCopy(info) || info.Base != info.Volume:
 		return ""
 	case info.DropWhenFull:
 		return contract.OnFullDropSnapshot

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"sync"
@@ -108,9 +109,13 @@ func (d *Daemon) snapshotInfo(ref pool.SnapshotRef) (pool.SnapshotInfo, error) {
 }
 
 func (d *Daemon) snapshot(ctx context.Context, info pool.SnapshotInfo) (contract.Snapshot, error) {
-	usage, err := d.pool.SnapshotUsage(ctx, pool.SnapshotRef{Volume: info.Volume, Name: info.Name})
-	if err != nil {
-		return contract.Snapshot{}, err
+	usage := pool.Usage{Mapped: info.MappedBytes}
+	unseen := info.Copy != nil && !info.Copy.Finished && info.Copy.Technique != pool.CowCopy
+	if !unseen && (!isCopy(info) || info.Copy.Path == "") { // a file takes nothing of the pool
+		var err error
+		if usage, err = d.pool.SnapshotUsage(ctx, pool.SnapshotRef{Volume: info.Volume, Name: info.Name}); err != nil {
+			return contract.Snapshot{}, err
+		}
 	}
 	s := contract.Snapshot{
 		ID: info.ID.String(), Volume: info.Volume, VolumeID: info.VolumeID.String(), Name: info.Name,
@@ -121,6 +126,19 @@ func (d *Daemon) snapshot(ctx context.Context, info pool.SnapshotInfo) (contract
 		Labels: labels(info.Labels), Parent: info.Parent, Head: info.Head, Clones: append([]string{}, info.Clones...),
 		MappedBytes: usage.Mapped, ExclusiveBytes: usage.Exclusive, SharedBytes: usage.Shared,
 		Steps: []contract.Step{},
+	}
+	if c := info.Copy; c != nil {
+		s.File = c.Path
+		if c.Finished {
+			s.Class, s.Content = "physical", "full"
+		} else {
+			s.CopyJob = d.copiedBy(info.ID)
+			copied := float64(c.DoneBytes) / float64(max(info.SizeBytes, 1))
+			if job, err := d.Job(s.CopyJob); err == nil {
+				copied = max(copied, job.Progress)
+			}
+			s.Copied = &copied
+		}
 	}
 	if info.GroupID != uuid.Nil {
 		s.GroupID = info.GroupID.String()
@@ -143,11 +161,12 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 	}
 	spec := pool.SnapshotSpec{
 		Name: r.Name, Labels: r.Labels, KeepFor: time.Duration(r.KeepFor * float64(time.Second)),
-		DropWhenFull: r.OnFull == contract.OnFullDropSnapshot,
+		DropWhenFull: r.OnFull == contract.OnFullDropSnapshot, Copy: copySpec(r),
 	}
 	initiated := time.Since(began)
 	infos, took, err := d.pool.CreateSnapshot(ctx, r.Volumes, spec)
 	if err != nil {
+		err = hinted(err, fs.ErrExist, "name a file that does not exist yet; to replace it when the copy is whole: --force")
 		return nil, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
 	}
 	d.snapshotsChanged()
@@ -161,6 +180,11 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 			},
 			pause: contract.Milliseconds(took.Pause), durable: contract.Milliseconds(took.Durable),
 		})
+	}
+	if spec.Copy != nil {
+		if err := d.startCopies(ctx, infos); err != nil {
+			return nil, err
+		}
 	}
 	out := make([]contract.Snapshot, 0, len(infos))
 	for _, info := range infos {
@@ -188,6 +212,9 @@ func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
 		}
 		info, err := d.snapshotInfo(ref)
 		if err != nil {
+			return err
+		}
+		if err := d.stopCopy(ctx, info); err != nil {
 			return err
 		}
 		refs, ids, volumes = append(refs, ref), append(ids, info.ID.String()), append(volumes, ref.Volume)

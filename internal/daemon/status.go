@@ -108,6 +108,9 @@ func (d *Daemon) Status() contract.Status {
 	for _, name := range d.idleCopyBacks() {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: a rollback is not wholly in its file, and no job copies it back: varve volume copy-back %s", name, name))
 	}
+	for _, name := range d.idleCopies() {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: it is not wholly copied, and no job copies it: varve snapshot copy %s", name, name))
+	}
 	if old := d.pool.SnapshotsBefore(d.now().Add(-oldSnapshot)); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
 	}

@@ -10,10 +10,23 @@ func (d *Daemon) checkTechnique(r contract.CreateSnapshot) error {
 		return contract.Errorf(contract.CodeUsage, "create snapshot %s: "+format, append([]any{r.Name}, args...)...)
 	}
 	switch r.Technique {
+	case contract.TechniqueCOWCopy, contract.TechniqueClone:
+		if name := d.volumeIn(r.To); r.To != "" && name != "" {
+			return contract.Errorf(contract.CodeRefused, "create snapshot %s in %s: volume %q lies in it", r.Name, r.To, name).WithHint("name another file")
+		}
+		if r.To != "" {
+			if err := d.placeable(r.To); err != nil {
+				return err
+			}
+		}
 	case "", contract.TechniqueRow, contract.TechniqueCOW:
-	case contract.TechniqueCOWCopy, contract.TechniqueClone, contract.TechniqueMirror:
+		if r.To != "" {
+			return refuse("a file to copy to (--to) is of the techniques that copy").
+				WithHint("use --technique clone, which copies at once, or cow-copy, which copies in the background")
+		}
+	case contract.TechniqueMirror:
 		return refuse("technique %s is not built yet", r.Technique).
-			WithHint("leave --technique out; a copy that depends on nothing: varve volume export VOLUME@%s FILE", r.Name)
+			WithHint("a full copy in a file: --technique clone --to FILE")
 	default:
 		return refuse("there is no technique %q", r.Technique)
 	}
@@ -31,9 +44,12 @@ func (d *Daemon) checkTechnique(r contract.CreateSnapshot) error {
 		if info.Path != "" {
 			fits, where = contract.TechniqueCOW, "in a file of its own"
 		}
-		if r.Technique != "" && r.Technique != fits {
+		if (r.Technique == contract.TechniqueRow || r.Technique == contract.TechniqueCOW) && r.Technique != fits {
 			return refuse("technique %s is not for volume %q, which lies %s", r.Technique, name, where).
 				WithHint("use --technique %s, or leave it out", fits)
+		}
+		if r.OnFull == contract.OnFullDropSnapshot && r.Technique == contract.TechniqueClone {
+			return refuse("drop-snapshot is of snapshots that can be read before they are copied").WithHint("leave --on-full out")
 		}
 		if r.OnFull == contract.OnFullDropSnapshot && fits == contract.TechniqueRow {
 			return refuse("drop-snapshot is of technique cow, and volume %q lies in the pool, where nothing is kept for a snapshot before a write", name).

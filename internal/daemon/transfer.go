@@ -38,6 +38,9 @@ func (j *job) fraction(done, total int64) { j.progress(float64(done) / float64(m
 // StartImport starts a job that makes a volume from an image file. The file is
 // opened and the name taken before it returns; the volume is seen once it is complete.
 func (d *Daemon) StartImport(r contract.Import) (contract.Job, error) {
+	if r.Snapshot != "" {
+		return d.startImportOf(r)
+	}
 	if !filepath.IsAbs(r.File) {
 		return contract.Job{}, contract.Errorf(contract.CodeUsage, "import %s: the path is not absolute", r.File)
 	}
@@ -49,6 +52,27 @@ func (d *Daemon) StartImport(r contract.Import) (contract.Job, error) {
 	if err != nil {
 		return contract.Job{}, fmt.Errorf("create volume %s: %w", r.Name, err)
 	}
+	return d.importFrom(r, r.File, source, info.Warnings)
+}
+
+// startImportOf is StartImport from a snapshot, whose content is copied.
+func (d *Daemon) startImportOf(r contract.Import) (contract.Job, error) {
+	if r.File != "" || r.Format != "" {
+		return contract.Job{}, contract.Errorf(contract.CodeUsage, "create volume %s: from a file or from a snapshot", r.Name)
+	}
+	ref, err := parseRef(r.Snapshot)
+	if err != nil {
+		return contract.Job{}, err
+	}
+	source, err := d.pool.OpenSnapshot(ref)
+	if err != nil {
+		return contract.Job{}, hinted(err, pool.ErrNotFound, "list snapshots: varve snapshot list")
+	}
+	return d.importFrom(r, r.Snapshot, source, nil)
+}
+
+// importFrom copies a device into a new volume; it closes the device.
+func (d *Daemon) importFrom(r contract.Import, from string, source block.Device, warnings []string) (contract.Job, error) {
 	size := r.Size
 	if size == 0 {
 		size = max(source.SizeBytes(), pool.MinVolumeBytes)
@@ -73,13 +97,13 @@ func (d *Daemon) StartImport(r contract.Import) (contract.Job, error) {
 		defer source.Close()
 		if err := d.fill(ctx, j, r.Name, source); err != nil {
 			undo()
-			return nil, fmt.Errorf("create volume %s from %s: %w", r.Name, r.File, err)
+			return nil, fmt.Errorf("create volume %s from %s: %w", r.Name, from, err)
 		}
 		v, err := d.Volume(context.WithoutCancel(ctx), r.Name)
 		if err != nil {
 			return nil, err
 		}
-		return &contract.Result{Volume: &v, Warnings: info.Warnings}, nil
+		return &contract.Result{Volume: &v, Warnings: warnings}, nil
 	})
 	if err != nil {
 		source.Close()

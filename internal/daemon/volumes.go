@@ -60,6 +60,7 @@ func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Vol
 		DependsOn: volumeNeeds(info), Snapshots: info.Snapshots, Bookmarks: info.Bookmarks, Parent: info.Parent, Origin: info.Origin,
 		CreatedAt: contract.Time{Time: info.CreatedAt}, Clients: d.sessions.of(info.Name),
 		Path: info.Path, ReadOnly: info.ReadOnly, Broken: info.Broken, Suspect: info.Suspect, CopyingBack: info.CopyingBack,
+		Deleted: info.Deleted,
 	}
 	if info.Path != "" { // its blocks take room in the file, not in the pool
 		v.MappedBytes, v.ExclusiveBytes, v.SharedBytes = info.MappedBytes, 0, 0
@@ -160,8 +161,12 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 	if err != nil {
 		return err
 	}
-	if info.Snapshots > 0 {
-		return contract.Errorf(contract.CodeRefused, "delete volume %q: it has %s", name, count(info.Snapshots, "snapshot")).
+	if info.Deleted {
+		return contract.Errorf(contract.CodeRefused, "delete volume %q: it was deleted before, and is listed for its copies", name).
+			WithHint("it goes with the last of them: varve snapshot list %s", name)
+	}
+	if needing := info.Snapshots - info.Copies; needing > 0 {
+		return contract.Errorf(contract.CodeRefused, "delete volume %q: it has %s", name, count(needing, "snapshot")+" that cannot be without it").
 			WithHint("delete them first: varve snapshot list %s", name)
 	}
 	if err := d.detachable(info); err != nil {

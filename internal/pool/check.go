@@ -129,7 +129,6 @@ type checkedState struct {
 	noData                 bool   // a bookmark, whose map may name blocks that are gone
 	base                   *place // in whose file blocks of it may lie
 	keeps                  *place // of the internal volume: whose versions it keeps
-	twin                   bool   // the head of what has the content of a copy: the same again, of which nothing is read
 
 	up      *checkedState // parent
 	descent int           // how many states there are from here down
@@ -159,7 +158,6 @@ func (c *checker) choose() ([]ownedRoot, error) {
 				s.keeps = c.pool.volumes[of.Number].place
 			}
 		}
-		s.twin = st.Kind == catalogue.Head && cat.Volume(st.Volume).ContentOf != 0
 		roots = append(roots, s.ownedRoot)
 		c.subjects = append(c.subjects, s)
 		c.children[st.Parent] = append(c.children[st.Parent], s)

@@ -84,7 +84,7 @@ func (c *checker) weigh() {
 	}
 	for _, s := range slices.Backward(c.subjects) {
 		s.descent++
-		if s.named = s.noData || s.twin || s.keeps != nil; !s.named {
+		if s.named = s.noData || s.keeps != nil; !s.named {
 			s.unnamed++
 		}
 		if s.up = of[s.parent]; s.up != nil {
@@ -155,7 +155,7 @@ func (c *checker) note(s *checkedState, found []finding) {
 			f.node.states = append(f.node.states, s.state)
 		}
 		switch {
-		case f.node == nil && s.noData, s.twin:
+		case f.node == nil && s.noData:
 		case s.keeps != nil:
 			c.keepDamage(s.keeps, f)
 		default:

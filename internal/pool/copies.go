@@ -200,7 +200,9 @@ func (p *Pool) applyCopies(op *catalogue.Op) {
 		}
 	case op.FinishCopy != nil:
 		if o := op.FinishCopy; o.Kept != 0 {
-			p.freeze(p.cat.State(o.Kept).Volume, o.Kept, nil)
+			v := p.cat.Volume(p.cat.State(o.Kept).Volume)
+			p.freeze(v.Number, o.Kept, nil)
+			p.volumes[v.Number] = p.newVolume(v, p.cat.Head(v), blockmap.Root{})
 		}
 		p.statesGone()
 	case op.CancelCopy != nil:

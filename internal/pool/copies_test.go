@@ -124,6 +124,9 @@ func TestCopyIsWhatTheVolumeWas(t *testing.T) {
 				t.Fatalf("%+v", info)
 			}
 			d.same("v@c", then)
+			if u, err := d.p.SnapshotUsage(ctx, copyRef); c.path == "" && (err != nil || u.Exclusive != u.Mapped || u.Mapped != map[bool]int64{false: 11, true: 13}[c.inplace]*block.Size) {
+				t.Errorf("it holds %+v, %v", u, err)
+			}
 
 			// What changed since is known, as is what a bookmark of it says.
 			_, err = d.p.CreateBookmark(ctx, copyRef, "mark")

@@ -43,7 +43,7 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	info := VolumeInfo{
 		ID: v.UUID, Name: v.Name, SizeBytes: head.SizeBytes, Labels: v.Labels, CreatedAt: v.CreatedAt, Origin: v.Origin,
 		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v),
-		Bookmarks: p.cat.BookmarkCount(v), Deleted: v.Deleted,
+		Bookmarks: p.cat.BookmarkCount(v), Copies: p.cat.CopyCount(v), Deleted: v.Deleted,
 	}
 	if base := p.cat.Volume(v.Base); base != nil && base != v {
 		info.Base = base.Name

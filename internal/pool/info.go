@@ -23,6 +23,7 @@ type VolumeInfo struct {
 	MappedBytes int64
 	// Snapshots counts the volume's visible snapshots, Bookmarks its bookmarks.
 	Snapshots, Bookmarks int
+	Copies               int // of the snapshots, those that need nothing but themselves
 	// Path is the file of an inplace volume; empty for redirect ones.
 	Path     string
 	ReadOnly bool   // its file cannot be written

@@ -376,8 +376,7 @@ func (c *contents) deleteVolume(number uint64) {
 	}
 	parent := head.Parent
 	if copies {
-		c.lastEpoch++
-		head.Epoch, head.Parent, head.blocks = c.lastEpoch, 0, blockMap{}
+		c.emptyHead(head)
 		v.Place, v.Base, v.Deleted = nil, 0, true
 	}
 	c.dissolve(parent)
@@ -428,11 +427,15 @@ func (c *contents) finishCopy(of, id, at uint64) {
 		v := c.volumes[s.Copying.Volume]
 		v.ContentOf = id
 		c.freeze(v.Number, at, v.Name)
-		c.lastEpoch++
-		c.head(v.Number).Epoch = c.lastEpoch
+		c.emptyHead(c.head(v.Number))
 	}
 	s.Kind, s.Copying = 3, nil
 	c.dissolve(of)
+}
+
+func (c *contents) emptyHead(head *state) {
+	c.lastEpoch++
+	head.Epoch, head.Parent, head.blocks = c.lastEpoch, 0, blockMap{}
 }
 
 // insert puts a state between its parent and all that descends from that.

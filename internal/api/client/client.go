@@ -241,6 +241,11 @@ func (c *Client) ProtectSnapshot(ctx context.Context, ref string, protected bool
 	return send[contract.Snapshot](ctx, c, http.MethodPatch, snapshotPath(ref), contract.ChangeSnapshot{Protected: protected})
 }
 
+// CopySnapshot starts to go on with the copy of a snapshot, where that has failed.
+func (c *Client) CopySnapshot(ctx context.Context, ref string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, snapshotPath(ref)+"/copy", nil)
+}
+
 // Rollback makes VOLUME@NAME the content of VOLUME.
 func (c *Client) Rollback(ctx context.Context, ref string, force bool) (contract.Rollback, error) {
 	return send[contract.Rollback](ctx, c, http.MethodPost, snapshotPath(ref)+"/rollback", contract.RollBack{Force: force})

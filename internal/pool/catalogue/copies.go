@@ -150,8 +150,7 @@ func (c *Catalogue) finishCopy(o *FinishCopy) error {
 		content.ContentOf = k.ID
 		c.volumes[content.Number] = &content
 		c.freeze(&content, &State{ID: o.Kept, Name: contentName(content.Number), CreatedAt: k.CreatedAt})
-		c.LastEpoch++
-		c.replace(content.Head, func(s *State) { s.Epoch = c.LastEpoch })
+		c.emptyHead(&content)
 	}
 	c.dissolve(s.ID)
 	return nil
@@ -220,13 +219,18 @@ func (c *Catalogue) leave(id uint64) {
 // outlive keeps a volume for its copies: with an empty head that nobody can open.
 func (c *Catalogue) outlive(v *Volume) {
 	parent := c.states[v.Head].Parent
-	c.LastEpoch++
-	c.reparent(v.Head, 0)
-	c.replace(v.Head, func(s *State) { s.Epoch = c.LastEpoch })
+	c.emptyHead(v)
 	c.dissolve(parent)
 	left := *v
 	left.Place, left.Base, left.Deleted = nil, 0, true
 	c.volumes[v.Number] = &left
+}
+
+// emptyHead has a volume begin anew, with nothing. The map is the caller's to empty.
+func (c *Catalogue) emptyHead(v *Volume) {
+	c.LastEpoch++
+	c.reparent(v.Head, 0)
+	c.replace(v.Head, func(s *State) { s.Epoch = c.LastEpoch })
 }
 
 // verifyContent checks that a copy, or what is to become one, and where its content is name each other.
