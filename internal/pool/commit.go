@@ -145,6 +145,9 @@ func (c *committer) commit(group []*request) {
 	}
 }
 
+// errEpochPassed refuses what holds for an epoch that is over: a snapshot was made meanwhile.
+var errEpochPassed = errors.New("the volume has begun another epoch")
+
 // admit gives a request's changes their epochs and versions, or the request an error.
 func (r *request) admit() bool {
 	var epoch uint64
@@ -156,6 +159,10 @@ func (r *request) admit() bool {
 				return false
 			}
 			last = ch.volume
+		}
+		if ch.epoch != 0 && ch.epoch != epoch {
+			r.err = errEpochPassed
+			return false
 		}
 		ch.entry.Epoch = epoch
 		if k := ch.entry.Kind; k == seglog.KindTouch || k == seglog.KindBack {

@@ -114,3 +114,29 @@ func TestReaderOfASnapshotLooksAgain(t *testing.T) {
 	}
 	d.must(errors.Join(dev.Close(), d.p.Close(ctx)))
 }
+
+// TestSnapshotWhileAWriteLooks: a snapshot is made after a writer has found that nobody wants what is in one of its blocks, and before the log
+// says that the block changes. Then the snapshot wants it.
+func TestSnapshotWhileAWriteLooks(t *testing.T) {
+	d := newInplace(t, 16*block.Size, 1)
+	d.snapshot("old")
+	d.submit(writeOp(block.Size, block.Size))
+	d.snapshot("gone")
+	d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: "gone"}})) // now nobody but the head has block 1
+	delete(d.snapshots, "gone")
+	d.must(d.p.Close(ctx))
+	fs := &beforeRead{FS: d.fs}
+	d.opts.FS = fs
+	d.open()
+	want := d.read("v")
+	fs.do = func() { // block 0 is read, to be kept for the old one
+		_, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "new"})
+		d.must(err)
+	}
+	d.submit(writeOp(0, 2*block.Size))
+	if fs.do != nil {
+		t.Fatal("nothing was read to be kept")
+	}
+	d.same("v@new", want)
+	d.must(d.p.Close(ctx))
+}

@@ -162,7 +162,8 @@ func (s *survey) forgo() (bool, error) {
 	return less, nil
 }
 
-// keep logs what is in place and wanted, and that the blocks change, and returns when that is durable.
+// keep logs what is in place and wanted, and that the blocks change, and returns when that is durable. errEpochPassed if a snapshot
+// was made since it was looked at, which may want what nobody wanted then: in its epoch the blocks must not count as changed already.
 func (s *survey) keep(ctx context.Context) error {
 	err := s.keepAll(ctx)
 	if errors.Is(err, block.ErrNoSpace) {
@@ -195,7 +196,7 @@ func (s *survey) keepAll(ctx context.Context) error {
 		return err
 	}
 	for _, t := range s.touched {
-		w.changes = append(w.changes, change{volume: pl.volume, pins: s.pins, entry: seglog.Entry{
+		w.changes = append(w.changes, change{volume: pl.volume, pins: s.pins, epoch: s.epoch, entry: seglog.Entry{
 			Kind: seglog.KindTouch, Volume: pl.volume.number, LBA: t.lo, Count: t.hi - t.lo,
 		}})
 	}

@@ -163,7 +163,7 @@ func (pl *place) ready(ctx context.Context, spans []span) (open func(), err erro
 		}
 		if len(s.touched) > 0 {
 			err := s.keep(ctx)
-			if errors.Is(err, block.ErrNoSpace) && pl.dropSnapshots(ctx) {
+			if errors.Is(err, errEpochPassed) || errors.Is(err, block.ErrNoSpace) && pl.dropSnapshots(ctx) {
 				continue
 			}
 			if err != nil {

@@ -16,6 +16,7 @@ type change struct {
 	volume *volume
 	entry  seglog.Entry
 	pins   *blockmap.Pins // holds the map nodes that applying the entry needs
+	epoch  uint64         // of the volume, in which alone it may be made; 0: in any
 	edges  [2]edge        // blocks that are set in part
 	n      int            // of edges
 	op     *block.Op
