@@ -166,6 +166,7 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 	initiated := time.Since(began)
 	infos, took, err := d.pool.CreateSnapshot(ctx, r.Volumes, spec)
 	if err != nil {
+		err = hinted(err, pool.ErrInUse, "name another file")
 		err = hinted(err, fs.ErrExist, "name a file that does not exist yet; to replace it when the copy is whole: --force")
 		return nil, hinted(err, pool.ErrNotFound, "list volumes: varve volume list")
 	}

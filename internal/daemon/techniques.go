@@ -11,9 +11,6 @@ func (d *Daemon) checkTechnique(r contract.CreateSnapshot) error {
 	}
 	switch r.Technique {
 	case contract.TechniqueCOWCopy, contract.TechniqueClone:
-		if name := d.volumeIn(r.To); r.To != "" && name != "" {
-			return contract.Errorf(contract.CodeRefused, "create snapshot %s in %s: volume %q lies in it", r.Name, r.To, name).WithHint("name another file")
-		}
 		if r.To != "" {
 			if err := d.placeable(r.To); err != nil {
 				return err

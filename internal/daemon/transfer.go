@@ -140,8 +140,8 @@ func (d *Daemon) StartExport(r contract.ExportFile) (contract.Job, error) {
 	if info, err := os.Stat(r.File); err == nil && !info.IsDir() && !r.Force {
 		return contract.Job{}, fmt.Errorf("export to %s: %w", r.File, fs.ErrExist)
 	}
-	if name := d.volumeIn(r.File); name != "" {
-		return contract.Job{}, contract.Errorf(contract.CodeRefused, "export to %s: volume %q lies in it", r.File, name).WithHint("name another file")
+	if user := d.pool.UsedBy(r.File); user != "" {
+		return contract.Job{}, contract.Errorf(contract.CodeRefused, "export to %s: %s has it", r.File, user).WithHint("name another file")
 	}
 	volume, snapshot, isSnapshot := contract.ParseRef(r.Source)
 	if isSnapshot {

@@ -97,7 +97,7 @@ func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), err error
 	case inside(p.opts.Dir, spec.Path):
 		return nothing, fmt.Errorf("file %s: %w path: it lies in the pool's own directory", spec.Path, ErrInvalid)
 	}
-	if user := p.usedBy(spec.Path); user != "" {
+	if user := p.UsedBy(spec.Path); user != "" {
 		return nothing, fmt.Errorf("file %s: %w: %s has it", spec.Path, ErrInUse, user)
 	}
 	switch kind, err := p.kindOf(spec.Path); {
@@ -111,7 +111,7 @@ func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), err error
 		return nothing, nil
 	}
 	part := partName(spec.Path)
-	err = p.opts.FS.Remove(part) // nobody's, or usedBy had found whose
+	err = p.opts.FS.Remove(part) // nobody's, or UsedBy had found whose
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		var f interface{ Close() error }
 		if f, err = p.opts.FS.Create(part); err == nil {
@@ -151,8 +151,8 @@ func partName(name string) string {
 	return path.Join(path.Dir(name), "."+path.Base(name)+".varve-part")
 }
 
-// usedBy tells what has a file, by whatever path; empty if nothing has.
-func (p *Pool) usedBy(name string) string {
+// UsedBy tells what has a file, by whatever path: a volume, or a snapshot whose content it is or is to be. Empty if nothing has.
+func (p *Pool) UsedBy(name string) string {
 	type identity struct{ dev, ino, rdev uint64 }
 	of := func(name string) (identity, bool) {
 		info, err := p.opts.FS.Stat(name)

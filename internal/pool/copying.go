@@ -22,6 +22,8 @@ const (
 	copyBytes = 1 << 20
 	// copyRecorded is how much is copied between two records of that.
 	copyRecorded = 64 << 20
+	// copyWriteback is how much is written to a file before the kernel is asked to begin to write it out.
+	copyWriteback = 8 << 20
 	// finishPause is between two looks whether somebody still reads the snapshot that is to become a copy.
 	finishPause = 100 * time.Millisecond
 )
@@ -144,7 +146,7 @@ func (c *copier) content(ctx context.Context) error {
 		return err
 	}
 	defer device.Close()
-	c.buf = make([]byte, copyBytes)
+	c.buf, c.clients = make([]byte, copyBytes), p.clientBytes.Load()
 	for off := c.copying.DoneBytes; off < c.state.SizeBytes; {
 		extents, err := device.Extents(ctx, off, c.state.SizeBytes-off, 512)
 		if err != nil {
@@ -288,7 +290,8 @@ type fileSink struct {
 	part   string // as it is called until it is whole; of a device, its path
 	file   vfs.File
 	lock   io.Closer
-	device bool // what is not written has to be zeroed
+	device bool  // what is not written has to be zeroed
+	asked  int64 // the kernel was asked to write out what lies before
 }
 
 // openFileSink opens a file where it was left, or begins again if it is not there any more.
@@ -336,7 +339,14 @@ func openFileSink(c *copier, kind pathKind) (*fileSink, error) {
 }
 
 func (s *fileSink) write(_ context.Context, b []byte, off int64) error {
-	return s.file.WriteAt([][]byte{b}, off)
+	if err := s.file.WriteAt([][]byte{b}, off); err != nil {
+		return err
+	}
+	if end := off + int64(len(b)); end-s.asked >= copyWriteback { // so that a sync finds little left to do
+		s.file.StartWriteback(s.asked, end-s.asked)
+		s.asked = end
+	}
+	return nil
 }
 
 func (s *fileSink) zero(off, length int64) error {

@@ -339,7 +339,7 @@ func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
 	if info.IsDir() {
 		return VolumeInfo{}, fmt.Errorf("%w: it is a directory, and a raw file or block device is wanted", ErrInvalid)
 	}
-	if user := p.usedBy(spec.Path); user != "" {
+	if user := p.UsedBy(spec.Path); user != "" {
 		return VolumeInfo{}, fmt.Errorf("%w: %s has it", ErrInUse, user)
 	}
 	readOnly := false

@@ -32,6 +32,7 @@ type volume struct {
 	version uint64
 
 	relayout atomic.Bool // under way
+	internal bool        // nobody sees it: what is written to it is not a client's
 
 	place *place // of an inplace volume
 	base  *place // in whose file blocks of it may lie: its own, or that of what it was cloned from; nil: none
@@ -42,7 +43,7 @@ type volume struct {
 
 func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockmap.Root) *volume {
 	w := &volume{
-		pool: p, number: v.Number, keep: p.cat.DataParent(head) != nil, devices: map[*Device]struct{}{},
+		pool: p, number: v.Number, internal: v.Internal(), keep: p.cat.DataParent(head) != nil, devices: map[*Device]struct{}{},
 		tree: blockmap.NewTree(root, head.Epoch, p.cat.DataSince(head), p.nextGen()),
 	}
 	w.label.Store(&v.Name)

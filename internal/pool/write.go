@@ -185,7 +185,9 @@ func (v *volume) commit(w *write) {
 			bytes += int64(ch.entry.Count) * block.Size
 		}
 	}
-	v.pool.clientBytes.Add(bytes)
+	if !v.internal {
+		v.pool.clientBytes.Add(bytes)
+	}
 	v.pool.checkpointer.noticed(v.pool)
 	v.pool.reclaimer.noticed(v.pool)
 	v.pool.space.noticed(v.pool)
