@@ -32,14 +32,16 @@ func rolled(t *testing.T, d *Daemon, file string) {
 func (d *Daemon) busy(t *testing.T) (release func()) {
 	t.Helper()
 	held := make(chan struct{})
-	for range jobsAtOnce {
-		d.mustStart(t, false, func(ctx context.Context, _ *job) (*contract.Result, error) {
+	for range behindAtOnce {
+		if _, err := d.jobs.startBehind("test", "nothing", false, func(ctx context.Context, _ *job) (*contract.Result, error) {
 			select {
 			case <-held:
 			case <-ctx.Done():
 			}
 			return nil, nil
-		})
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return func() { close(held) }
 }
