@@ -419,6 +419,59 @@ func TestCopyAtEveryCrash(t *testing.T) {
 	}
 }
 
+// TestLettingCopiesGoAtEveryCrash crashes at every operation of the file system that cancelling a copy, deleting one, its volume and then itself take: the
+// pool is sound, what is left of the copy reads as it did, and nothing is left of what can be deleted.
+func TestLettingCopiesGoAtEveryCrash(t *testing.T) {
+	for _, c := range copyCases() {
+		t.Run(c.String(), func(t *testing.T) {
+			d := c.setup(t)
+			then := d.read("v")
+			cancelled := c.ask(d)
+			look := func(n int, o crashfs.Op, opErr error) {
+				for _, p := range append(crashfs.Policies(len(d.fs.Pending())), crashfs.ProcessCrash, crashfs.Random(uint64(n))) {
+					a := &inplace{tb: located{t, new(fmt.Sprintf("crash after operation %d (%v: %v), %v", n, o, opErr, p))}, fs: d.fs.CrashImage(p), clock: d.clock}
+					a.opts = options(a.fs, a.clock)
+					a.open()
+					a.clean()
+					for _, info := range a.p.Copying() {
+						a.must(a.p.CancelCopy(ctx, info.ID))
+					}
+					infos, err := a.p.Snapshots("")
+					a.must(err)
+					for _, info := range infos {
+						ref := pool.SnapshotRef{Volume: info.Volume, Name: info.Name}
+						if info.Name == "c" {
+							a.same(ref.String(), then)
+						}
+						a.must(a.p.DeleteSnapshots(ctx, []pool.SnapshotRef{ref}))
+					}
+					for _, v := range a.p.Volumes() {
+						a.must(a.p.DeleteVolume(ctx, v.Name))
+					}
+					if s, v := a.p.Counts(); s != 0 || v != 0 {
+						a.tb.Fatalf("%d states and %d volumes are left", s, v)
+					}
+					a.must(a.p.Close(ctx))
+				}
+			}
+			d.fs.OnOp(look)
+			d.must(d.p.CancelCopy(ctx, cancelled))
+			d.fs.OnOp(nil)
+			if c.technique == pool.CowCopy {
+				d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{copyRef}))
+			}
+			_, err := d.p.Copy(ctx, c.ask(d), pool.CopyOptions{})
+			d.must(err)
+			d.fs.OnOp(look)
+			d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: "older"}}))
+			d.must(d.p.DeleteVolume(ctx, "v"))
+			d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{copyRef}))
+			d.fs.OnOp(nil)
+			d.must(d.p.Close(ctx))
+		})
+	}
+}
+
 // TestCopyWhileSomebodyReads: the snapshot that becomes a copy is there for those who read it until they are done.
 func TestCopyWhileSomebodyReads(t *testing.T) {
 	c := copyCase{inplace: true, technique: pool.CowCopy}

@@ -3,6 +3,7 @@ package catalogue
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,7 +40,7 @@ func demandSound(t rapid.TB, c *Catalogue) {
 			t.Fatalf("head %d has children", s.ID)
 		}
 		for i, k := range children {
-			if k.Parent != s.ID || k.Epoch < s.Epoch || (k.Epoch == s.Epoch && k.Kind != Bookmark) || (i > 0 && k.ID <= children[i-1].ID) {
+			if k.Parent != s.ID || k.Epoch < s.Epoch || (k.Epoch == s.Epoch && k.Kind != Bookmark && k.Kind != Copy) || (i > 0 && k.ID <= children[i-1].ID) {
 				t.Fatalf("child %+v of %+v", k, s)
 			}
 			if !c.Related(s, k) {
@@ -81,7 +82,7 @@ func demandSound(t rapid.TB, c *Catalogue) {
 	}
 	for _, s := range c.States() {
 		switch s.Kind {
-		case Snapshot:
+		case Snapshot, Copy:
 			snapshots--
 		case Bookmark:
 			bookmarks--
@@ -97,17 +98,25 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	name := fmt.Sprintf("n%d", names)
 	now := time.Date(2026, 1, 1, 0, 0, names, 0, time.UTC).UnixNano()
 	labels := rapid.MapOfN(rapid.StringN(1, 8, 16), rapid.StringN(0, 8, 16), 0, 3).Draw(t, "labels")
-	var snaps, marks []*State
+	var snaps, copies, copying, marks []*State
 	for _, s := range c.States() {
+		if c.Volume(s.Volume) != nil && c.Volume(s.Volume).Internal() {
+			continue
+		}
 		switch s.Kind {
 		case Snapshot:
 			snaps = append(snaps, s)
+			if s.Copying != nil {
+				copying = append(copying, s)
+			}
+		case Copy:
+			copies = append(copies, s)
 		case Bookmark:
 			marks = append(marks, s)
 		}
 	}
-	volumes := c.Volumes()
-	kind := rapid.SampledFrom([]string{"create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
+	volumes := slices.DeleteFunc(c.Volumes(), func(v *Volume) bool { return v.Internal() || v.Deleted })
+	kind := rapid.SampledFrom([]string{"copy", "copy to a file", "copied", "copied", "cancel copy", "delete copy", "create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
 	if kind == "create" || len(volumes) == 0 {
 		return &Op{CreateVolume: &CreateVolume{
 			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: 4096, Labels: labels, CreatedAt: now,
@@ -121,9 +130,38 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	case "resize":
 		return &Op{ResizeVolume: &ResizeVolume{Number: v.Number, SizeBytes: rapid.Int64Range(1, 1<<46).Draw(t, "size")}}
 	case "delete volume":
-		if c.SnapshotCount(v) == 0 {
+		if c.SnapshotCount(v) == c.CopyCount(v) {
 			return &Op{DeleteVolume: &DeleteVolume{Number: v.Number}}
 		}
+	case "copied", "cancel copy":
+		if len(copying) == 0 {
+			return nil
+		}
+		s := rapid.SampledFrom(copying).Draw(t, "snapshot")
+		if kind == "cancel copy" {
+			return &Op{CancelCopy: &CancelCopy{ID: s.ID}}
+		}
+		if rapid.Bool().Draw(t, "on the way") {
+			return &Op{CopyProgress: &CopyProgress{ID: s.ID, DoneBytes: 4096, Seal: Seal{Closed: true, Sample: 7}}}
+		}
+		op := &FinishCopy{Of: s.ID, ID: c.LastState + 1}
+		if s.Copying.Volume != 0 {
+			op.Kept = op.ID + 1
+		}
+		return &Op{FinishCopy: op}
+	case "delete copy":
+		if len(copies) == 0 {
+			return nil
+		}
+		return &Op{DeleteSnapshots: &DeleteSnapshots{IDs: []uint64{rapid.SampledFrom(copies).Draw(t, "copy").ID}}}
+	case "copy", "copy to a file":
+		n := NewSnapshot{Volume: v.Number, ID: c.LastState + 1, UUID: uuid.New(), Copying: &NewCopying{Technique: rapid.SampledFrom([]Technique{CowCopy, Clone}).Draw(t, "technique")}}
+		if kind == "copy" {
+			n.Copying.Volume, n.Copying.HeadID = c.LastVolume+1, c.LastState+2
+		} else {
+			n.Copying.Path = "/" + name
+		}
+		return &Op{CreateSnapshots: &CreateSnapshots{Name: name, CreatedAt: now, Group: uuid.New(), Of: []NewSnapshot{n}}}
 	case "snapshot", "group":
 		op := &CreateSnapshots{Name: name, CreatedAt: now, ExpiresAt: now + 5, Labels: labels, Group: uuid.New()}
 		of := []*Volume{v}
@@ -144,6 +182,11 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	s := rapid.SampledFrom(snaps).Draw(t, "snapshot")
 	switch kind {
 	case "clone":
+		if len(copies) > 0 && rapid.Bool().Draw(t, "of a copy") {
+			if of := c.State(rapid.SampledFrom(copies).Draw(t, "copy").Copy.State); of != nil {
+				s = of
+			}
+		}
 		return &Op{CreateVolume: &CreateVolume{
 			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: s.SizeBytes, CreatedAt: now,
 			HeadID: c.LastState + 1, From: s.ID, Origin: "x@y",
@@ -157,6 +200,9 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	case "protect":
 		return &Op{Protect: &Protect{ID: s.ID, Protected: rapid.Bool().Draw(t, "on")}}
 	case "bookmark":
+		if len(copies) > 0 && rapid.Bool().Draw(t, "of a copy") {
+			s = rapid.SampledFrom(copies).Draw(t, "copy")
+		}
 		return &Op{CreateBookmark: &CreateBookmark{Of: s.ID, ID: c.LastState + 1, UUID: uuid.New(), Name: name, CreatedAt: now}}
 	case "rollback":
 		return &Op{Rollback: &Rollback{
@@ -220,7 +266,7 @@ func TestFold(t *testing.T) {
 			}
 			for i, h := range history {
 				a, b := c.State(h.a), c.State(h.b)
-				if a == nil || b == nil {
+				if a == nil || b == nil || emptied(c, a) || emptied(c, b) {
 					continue
 				}
 				if !c.Related(a, b) {
@@ -239,7 +285,7 @@ func TestFold(t *testing.T) {
 		}
 		var ids []uint64
 		for _, s := range c.States() {
-			if s.Kind == Snapshot {
+			if v := c.Volume(s.Volume); (s.Kind == Snapshot || s.Kind == Copy) && !v.Internal() {
 				ids = append(ids, s.ID)
 			}
 		}
@@ -248,6 +294,9 @@ func TestFold(t *testing.T) {
 		}
 		demandSound(t, c)
 		for _, v := range c.Volumes() {
+			if v.Internal() {
+				t.Fatalf("internal volume %+v is left without copies", v)
+			}
 			if err := c.Apply(&Op{DeleteVolume: &DeleteVolume{Number: v.Number}}); err != nil {
 				t.Fatal(err)
 			}
@@ -258,6 +307,9 @@ func TestFold(t *testing.T) {
 		}
 	})
 }
+
+// emptied tells whether a state is the head of a volume that was deleted, and has nothing in common with what it was.
+func emptied(c *Catalogue, s *State) bool { return s.Kind == Head && c.Volume(s.Volume).Deleted }
 
 // fixture is a catalogue with everything in it: volumes 1 and 2 (a clone), snapshots, a hidden state.
 func fixture(t rapid.TB) *Catalogue {
@@ -323,9 +375,25 @@ func TestDecodeRefusesWhatCannotBe(t *testing.T) {
 		"a bookmark named as a snapshot":     func(of map[uint64]*State) { of[10].Name = "kept" },
 		"a bookmark of no volume":            func(of map[uint64]*State) { of[10].Volume = 77 },
 		"a bookmark behind a fork":           func(of map[uint64]*State) { of[4].Kind = Fork },
-		"a state of an unknown kind":         func(of map[uint64]*State) { of[10].Kind = 6 },
+		"a state of an unknown kind":         func(of map[uint64]*State) { of[10].Kind = 7 },
+		"a copy without content":             func(of map[uint64]*State) { of[14].Copy = nil },
+		"a copy whose content is nowhere":    func(of map[uint64]*State) { of[14].Copy = &Content{Technique: Clone} },
+		"a copy whose content is not there":  func(of map[uint64]*State) { of[14].Copy = &Content{Technique: Clone, State: 77} },
+		"a copy of another's content":        func(of map[uint64]*State) { of[14].Copy = &Content{Technique: Clone, State: 4} },
+		"a snapshot that has content":        func(of map[uint64]*State) { of[4].Copy = &Content{Technique: Clone, Path: "/x"} },
+		"a bookmark that is copied":          func(of map[uint64]*State) { of[8].Copying = &Copying{Technique: Clone, Path: "/x"} },
+		"a snapshot that is copied nowhere":  func(of map[uint64]*State) { of[4].Copying = &Copying{Technique: Clone} },
+		"a snapshot copied into another's":   func(of map[uint64]*State) { of[4].Copying = &Copying{Technique: Clone, Volume: 4} },
 	} {
 		c := fixture(t)
+		for _, op := range []*Op{
+			{CreateSnapshots: &CreateSnapshots{Name: "full", CreatedAt: 9, Of: []NewSnapshot{{Volume: 2, ID: 11, Copying: &NewCopying{Technique: Clone, Volume: 4, HeadID: 13}}}}},
+			{FinishCopy: &FinishCopy{Of: 11, ID: 14, Kept: 15}},
+		} {
+			if err := c.Apply(op); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if _, err := Decode(encoded(t, c)); err != nil {
 			t.Fatal(err)
 		}

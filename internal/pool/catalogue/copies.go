@@ -248,6 +248,9 @@ func (c *Catalogue) verifyContent(s *State) error {
 		}
 		number = kept.Volume
 	}
+	if number == 0 && (s.Copying != nil && s.Copying.Path == "" || s.Copy != nil && s.Copy.Path == "") {
+		return fmt.Errorf("its content is nowhere")
+	}
 	if v := c.volumes[number]; number != 0 && (v == nil || v.ContentOf != s.ID) {
 		return fmt.Errorf("the volume %d of its content is not there", number)
 	}
