@@ -197,7 +197,7 @@ func TestErrorsCarryCodeAndStatus(t *testing.T) {
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","keep_for_seconds":-1}`, 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","keep_for_seconds":1e300}`, 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","technique":"cow"}`, 400, "usage"},
-		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","technique":"clone"}`, 400, "usage"},
+		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","to":"/x.img"}`, 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","technique":"best"}`, 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","on_full":"drop-snapshot"}`, 400, "usage"},
 		{"POST", "/v1/snapshots", `{"volumes":["web"],"name":"one","on_full":"panic"}`, 400, "usage"},

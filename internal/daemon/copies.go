@@ -109,7 +109,7 @@ func (d *Daemon) copy(info pool.SnapshotInfo) (doing contract.Job, begun bool, e
 }
 
 func (d *Daemon) makeCopy(ctx context.Context, j *job, info pool.SnapshotInfo) (*contract.Result, error) {
-	copied, err := d.pool.Copy(ctx, info.ID, pool.CopyOptions{Progress: func(done, total int64) error {
+	copied, err := d.pool.Copy(ctx, info.ID, pool.CopyOptions{Progress: func(ctx context.Context, done, total int64) error {
 		j.fraction(done, total)
 		return j.pause(ctx)
 	}})

@@ -30,6 +30,23 @@ func (d *Daemon) fileProblems() []string {
 			out = append(out, fmt.Sprintf("%s: somebody else has changed file %s; what %s of before that had in it is not served", info.Name, info.Path, count(n, "snapshot")))
 		}
 	}
+	return append(out, d.lostCopies()...)
+}
+
+// lostCopies tells which snapshots cannot be read, because the file that has their content is gone.
+func (d *Daemon) lostCopies() (out []string) {
+	snapshots, err := d.pool.Snapshots("")
+	if err != nil {
+		return nil // of all volumes it cannot fail
+	}
+	for _, s := range snapshots {
+		if !isCopy(s) || s.Copy.Path == "" {
+			continue
+		}
+		if _, err := os.Stat(s.Copy.Path); err != nil {
+			out = append(out, fmt.Sprintf("%s@%s: the file that has its content cannot be found: %v", s.Volume, s.Name, err))
+		}
+	}
 	return out
 }
 

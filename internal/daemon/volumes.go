@@ -165,6 +165,10 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: it was deleted before, and is listed for its copies", name).
 			WithHint("it goes with the last of them: varve snapshot list %s", name)
 	}
+	if info.Making > 0 {
+		return contract.Errorf(contract.CodeRefused, "delete volume %q: %s of it is being copied", name, count(info.Making, "snapshot")).
+			WithHint("wait for it, or cancel it: varve job list")
+	}
 	if needing := info.Snapshots - info.Copies; needing > 0 {
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: it has %s", name, count(needing, "snapshot")+" that cannot be without it").
 			WithHint("delete them first: varve snapshot list %s", name)

@@ -234,14 +234,14 @@ func (p *Pool) forgetVolume(v *volume) {
 
 // CancelCopy says that a snapshot is no more to become a copy: a clone goes, of a cow-copy the snapshot stays that it is.
 // ErrNotFound, ErrInUse while it is being copied.
-func (p *Pool) CancelCopy(_ context.Context, id uuid.UUID) error {
+func (p *Pool) CancelCopy(ctx context.Context, id uuid.UUID) error {
 	p.mu.RLock()
 	s, err := p.findCopying(id)
 	p.mu.RUnlock()
 	if err != nil {
 		return err
 	}
-	if !p.startCopy(s.ID) {
+	if _, free := p.startCopy(ctx, s.ID); !free {
 		return fmt.Errorf("cancel copy: snapshot %q: %w: it is being copied", s.Name, ErrInUse)
 	}
 	defer p.endCopy(s.ID)
@@ -273,21 +273,48 @@ func (p *Pool) removePart(k *catalogue.Copying) error {
 	return nil
 }
 
-// startCopy claims a snapshot's copying; false if somebody else works on it.
-func (p *Pool) startCopy(state uint64) bool {
+// copyWork is the copying of a snapshot, while somebody does it.
+type copyWork struct {
+	stop  context.CancelCauseFunc
+	ended chan struct{}
+}
+
+// startCopy claims a snapshot's copying, which ends with the context; false if somebody else works on it.
+func (p *Pool) startCopy(ctx context.Context, state uint64) (context.Context, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.copies[state] {
-		return false
+	if p.copies[state] != nil {
+		return ctx, false
 	}
-	p.copies[state] = true
-	return true
+	ctx, stop := context.WithCancelCause(ctx)
+	p.copies[state] = &copyWork{stop, make(chan struct{})}
+	return ctx, true
 }
 
 func (p *Pool) endCopy(state uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.copies[state].stop(nil)
+	close(p.copies[state].ended)
 	delete(p.copies, state)
+}
+
+// errDropped is why a copy is not made any more.
+var errDropped = errors.New("the pool is full, and the snapshot was made with --on-full drop-snapshot")
+
+// stopCopy ends the copying of a snapshot that is to be given up, and waits until it has.
+func (p *Pool) stopCopy(ctx context.Context, state uint64) {
+	p.mu.RLock()
+	work := p.copies[state]
+	p.mu.RUnlock()
+	if work == nil {
+		return
+	}
+	work.stop(errDropped)
+	select {
+	case <-work.ended:
+	case <-ctx.Done():
+	}
 }
 
 // contentOf returns the snapshot that has the content of a copy in the pool, or nil.

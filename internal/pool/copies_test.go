@@ -104,7 +104,7 @@ func TestCopyIsWhatTheVolumeWas(t *testing.T) {
 			}
 			d.write("v", writeOp(0, 5*block.Size), writeOp(20*block.Size, block.Size))
 			half := errors.New("half")
-			_, err := d.p.Copy(ctx, id, pool.CopyOptions{Progress: func(done, _ int64) error {
+			_, err := d.p.Copy(ctx, id, pool.CopyOptions{Progress: func(_ context.Context, done, _ int64) error {
 				if done > 0 {
 					return half
 				}
@@ -241,7 +241,7 @@ func TestCancelledCopyLeavesNothing(t *testing.T) {
 			then := d.read("v")
 			id := c.ask(d)
 			stop, cancel := context.WithCancel(ctx)
-			_, err := d.p.Copy(stop, id, pool.CopyOptions{Progress: func(done, _ int64) error {
+			_, err := d.p.Copy(stop, id, pool.CopyOptions{Progress: func(_ context.Context, done, _ int64) error {
 				if done > 0 {
 					if err := d.p.CancelCopy(ctx, id); !errors.Is(err, pool.ErrInUse) {
 						t.Errorf("cancelled while it is copied: %v", err)
@@ -483,7 +483,7 @@ func TestCopyWhileSomebodyReads(t *testing.T) {
 	d.must(err)
 	size := dev.SizeBytes()
 	ends := 0
-	_, err = d.p.Copy(ctx, id, pool.CopyOptions{Progress: func(done, total int64) error {
+	_, err = d.p.Copy(ctx, id, pool.CopyOptions{Progress: func(_ context.Context, done, total int64) error {
 		if done < total {
 			return nil
 		}
@@ -502,4 +502,51 @@ func TestCopyWhileSomebodyReads(t *testing.T) {
 		t.Errorf("it did not wait: %d", ends)
 	}
 	d.same("v@c", then)
+}
+
+// TestFullPoolDropsWhatIsCopied: a cow-copy that may be given up where there is no room is given up also while it is copied.
+func TestFullPoolDropsWhatIsCopied(t *testing.T) {
+	d := newInplace(t, 8<<20, 1)
+	var events []string
+	d.opts.OnEvent = func(e pool.Event) { events = append(events, e.Kind) }
+	d.must(d.p.Close(ctx))
+	d.open()
+	defer func() { _ = d.p.Close(ctx) }()
+	d.must(d.p.SetQuota(ctx, 1<<20, 0))
+	infos, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{
+		Name: "c", DropWhenFull: true, Copy: &pool.CopySpec{Technique: pool.CowCopy, Path: "/copy.img"},
+	})
+	d.must(err)
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	waiting := begun
+	go func() {
+		_, err := d.p.Copy(ctx, infos[0].ID, pool.CopyOptions{Progress: func(ctx context.Context, _, _ int64) error {
+			if begun != nil { // and then it is paused
+				close(begun)
+				begun = nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		ended <- err
+	}()
+	<-waiting
+	dev, err := d.p.OpenVolume("v")
+	d.must(err)
+	for off := int64(0); off < 4<<20; off += 64 << 10 {
+		o := writeOp(off, 64<<10)
+		if dev.Submit(ctx, []*block.Op{o}); o.Err != nil {
+			t.Fatalf("a write at %d: %v", off, o.Err)
+		}
+	}
+	d.must(dev.Close())
+	if err := <-ended; err == nil || !slices.Contains(events, pool.EventSnapshotDropped) {
+		t.Errorf("the copy ended with %v, events %v", err, events)
+	}
+	if _, err := d.fs.Stat("/.copy.img.varve-part"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what there was of the copy: %v", err)
+	}
+	if s, _ := d.p.Counts(); s != 2 {
+		t.Errorf("%d states are left, not the two heads", s)
+	}
 }

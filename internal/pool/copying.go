@@ -30,8 +30,8 @@ const (
 
 // CopyOptions of Copy.
 type CopyOptions struct {
-	// Progress is told how many bytes of how many are behind. It may wait; its error ends the work.
-	Progress func(done, total int64) error
+	// Progress is told how many bytes of how many are behind. It may wait for as long as its context lives; its error ends the work.
+	Progress func(ctx context.Context, done, total int64) error
 }
 
 // Copy makes a copy of a snapshot that was created to become one, or goes on with that. Clients go on meanwhile, and are given way. When all is
@@ -51,13 +51,17 @@ func (p *Pool) Copy(ctx context.Context, id uuid.UUID, o CopyOptions) (SnapshotI
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
-	if !p.startCopy(s.ID) {
+	work, free := p.startCopy(ctx, s.ID)
+	if !free {
 		return SnapshotInfo{}, fmt.Errorf("copy snapshot %q: %w: that is being done already", name, ErrInUse)
 	}
 	defer p.endCopy(s.ID)
 	c := copier{pool: p, options: o, state: s, copying: *s.Copying}
-	copied, err := c.all(ctx)
+	copied, err := c.all(work)
 	if err != nil {
+		if cause := context.Cause(work); errors.Is(cause, errDropped) && ctx.Err() == nil {
+			err = cause
+		}
 		return SnapshotInfo{}, fmt.Errorf("copy snapshot %q: %w", name, err)
 	}
 	return p.describe([]uint64{copied})[0], nil
@@ -106,7 +110,7 @@ func (c *copier) all(ctx context.Context) (copied uint64, err error) {
 		if !errors.Is(err, ErrInUse) {
 			return copied, err
 		}
-		if err := c.report(c.state.SizeBytes); err != nil {
+		if err := c.report(ctx, c.state.SizeBytes); err != nil {
 			return 0, err
 		}
 		if err := sleep(ctx, finishPause); err != nil {
@@ -154,7 +158,7 @@ func (c *copier) content(ctx context.Context) error {
 		}
 		for _, e := range extents {
 			for end := e.Offset + e.Length; off < end; {
-				if err := c.report(off); err != nil {
+				if err := c.report(ctx, off); err != nil {
 					return err
 				}
 				n := end - off
@@ -175,14 +179,14 @@ func (c *copier) content(ctx context.Context) error {
 			}
 		}
 	}
-	return c.report(c.state.SizeBytes)
+	return c.report(ctx, c.state.SizeBytes)
 }
 
-func (c *copier) report(done int64) error {
+func (c *copier) report(ctx context.Context, done int64) error {
 	if c.options.Progress == nil {
-		return nil
+		return ctx.Err()
 	}
-	return c.options.Progress(done, c.state.SizeBytes)
+	return c.options.Progress(ctx, done, c.state.SizeBytes)
 }
 
 // step copies up to copyBytes of data, and rests where clients write.

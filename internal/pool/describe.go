@@ -42,7 +42,7 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	live.mu.RUnlock()
 	info := VolumeInfo{
 		ID: v.UUID, Name: v.Name, SizeBytes: head.SizeBytes, Labels: v.Labels, CreatedAt: v.CreatedAt, Origin: v.Origin,
-		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v),
+		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v) - p.making(v), Making: p.making(v),
 		Bookmarks: p.cat.BookmarkCount(v), Copies: p.cat.CopyCount(v), Deleted: v.Deleted,
 	}
 	if base := p.cat.Volume(v.Base); base != nil && base != v {
@@ -59,6 +59,16 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 		info.Parent = s.Name
 	}
 	return info
+}
+
+// making counts the snapshots of a volume that cannot be seen yet.
+func (p *Pool) making(v *catalogue.Volume) (n int) {
+	for _, s := range p.cat.Snapshots(v) {
+		if !p.cat.Listed(s) {
+			n++
+		}
+	}
+	return n
 }
 
 // listAtOnce is how many snapshots are described while changes of the catalogue wait.

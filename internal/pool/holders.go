@@ -37,9 +37,15 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 	view := p.cat.View()
 	p.mu.RUnlock()
 	volumes := map[uint64]*Holder{}
+	copies := map[uint64]*catalogue.State{} // by the internal volume that has the content
 	for _, v := range view.Volumes() {
 		if !v.Internal() { // what an internal volume keeps, others have
 			volumes[v.Number] = &Holder{Name: v.Name}
+		}
+	}
+	for _, v := range view.Volumes() {
+		if of := view.State(v.ContentOf); of != nil {
+			copies[v.Number], volumes[v.Number] = of, volumes[of.Volume]
 		}
 	}
 	var out Holders
@@ -56,7 +62,7 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 		// Clones and siblings make a volume's total a question about others.
 		up := view.DataParent(s)
 		v := volumes[s.Volume]
-		if up != nil && up.Volume != s.Volume {
+		if up != nil && volumes[up.Volume] != v {
 			if origin := volumes[up.Volume]; origin != nil {
 				origin.Total = -1
 			}
@@ -69,10 +75,16 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 		}
 		switch s.Kind {
 		case catalogue.Head:
-			v.Exclusive = exclusive
+			if copies[s.Volume] == nil {
+				v.Exclusive = exclusive
+			}
 		case catalogue.Snapshot:
+			name := s.Name
+			if of := copies[s.Volume]; of != nil {
+				name = of.Name
+			}
 			v.Snapshots++
-			out.Snapshots = append(out.Snapshots, Holder{Name: SnapshotRef{v.Name, s.Name}.String(), Exclusive: exclusive})
+			out.Snapshots = append(out.Snapshots, Holder{Name: SnapshotRef{v.Name, name}.String(), Exclusive: exclusive})
 		case catalogue.Hidden:
 			out.Hidden = append(out.Hidden, Holder{Exclusive: own})
 		}
@@ -132,15 +144,21 @@ func (p *Pool) VolumeTotal(ctx context.Context, name string) (int64, error) {
 		return 0, err
 	}
 	total := int64(0)
+	mine := map[uint64]bool{v.Number: true} // it, and what has the content of its copies
+	for _, k := range view.Volumes() {
+		if of := view.State(k.ContentOf); of != nil && of.Volume == v.Number {
+			mine[k.Number] = true
+		}
+	}
 	for _, s := range view.States() {
 		if !s.Kind.HoldsData() {
 			continue
 		}
 		up := view.DataParent(s)
-		if up != nil && up.Volume != s.Volume && (up.Volume == v.Number || (s.Volume == v.Number && up.Kind == catalogue.Hidden)) {
+		if up != nil && up.Volume != s.Volume && (mine[up.Volume] || (mine[s.Volume] && up.Kind == catalogue.Hidden)) {
 			return -1, nil
 		}
-		if s.Volume != v.Number {
+		if !mine[s.Volume] {
 			continue
 		}
 		_, own, err := p.holds(ctx, s.ID)

@@ -24,6 +24,7 @@ type VolumeInfo struct {
 	// Snapshots counts the volume's visible snapshots, Bookmarks its bookmarks.
 	Snapshots, Bookmarks int
 	Copies               int // of the snapshots, those that need nothing but themselves
+	Making               int // snapshots that are being copied and cannot be seen before they are whole
 	// Path is the file of an inplace volume; empty for redirect ones.
 	Path     string
 	ReadOnly bool   // its file cannot be written

@@ -333,16 +333,18 @@ func (pl *place) dropSnapshots(ctx context.Context) bool {
 	p := pl.pool
 	p.mu.RLock()
 	var names []SnapshotRef
+	var states []uint64
 	if v := p.cat.Volume(pl.volume.number); v != nil {
 		for _, s := range p.cat.Snapshots(v) {
 			if s.DropWhenFull && !s.Protected && !s.Pending {
-				names = append(names, SnapshotRef{v.Name, s.Name})
+				names, states = append(names, SnapshotRef{v.Name, s.Name}), append(states, s.ID)
 			}
 		}
 	}
 	p.mu.RUnlock()
 	dropped := false
-	for _, ref := range names {
+	for i, ref := range names {
+		p.stopCopy(ctx, states[i])
 		if err := p.DeleteSnapshots(ctx, []SnapshotRef{ref}); err == nil {
 			dropped = true
 			p.event(EventSnapshotDropped, ref.String(), "the pool is full, and it was made with --on-full drop-snapshot: its volume goes on without it")

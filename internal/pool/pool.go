@@ -96,10 +96,10 @@ type Pool struct {
 	cat      *catalogue.Catalogue
 	volumes  map[uint64]*volume
 	closed   bool
-	requests sync.WaitGroup  // under way
-	snapOpen map[uint64]int  // state of a snapshot or bookmark -> devices that show it or compare with it
-	deleting map[uint64]bool // states that are being deleted, and may not be opened any more
-	copies   map[uint64]bool // snapshots that are being copied
+	requests sync.WaitGroup       // under way
+	snapOpen map[uint64]int       // state of a snapshot or bookmark -> devices that show it or compare with it
+	deleting map[uint64]bool      // states that are being deleted, and may not be opened any more
+	copies   map[uint64]*copyWork // by snapshot
 	closing  sync.Once
 	closeErr error
 
@@ -229,7 +229,7 @@ func openNewest(o Options, file vfs.File) (*Pool, error) {
 // openAt replays the log from one superblock on. durable is the newest batch that any of them calls so. With
 // s, damage does not refuse the pool where something can be made of the rest.
 func openAt(o Options, super superblock, durable uint64, s *salvaged) (*Pool, error) {
-	p := &Pool{opts: o, volumes: map[uint64]*volume{}, snapOpen: map[uint64]int{}, deleting: map[uint64]bool{}, copies: map[uint64]bool{}}
+	p := &Pool{opts: o, volumes: map[uint64]*volume{}, snapOpen: map[uint64]int{}, deleting: map[uint64]bool{}, copies: map[uint64]*copyWork{}}
 	p.super.Store(&super)
 	p.log = seglog.New(seglog.Config{
 		FS: o.FS, Dir: path.Join(o.Dir, logDirName), Pool: super.pool, Salt: super.salt, SegmentBytes: super.segmentBytes,
