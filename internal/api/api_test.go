@@ -131,7 +131,7 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 		"patch /v1/pool", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}",
 		"post /v1/adoptions", "post /v1/bookmarks", "post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
 		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/repairs", "post /v1/snapshots",
-		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
+		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/copy", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
 		"post /v1/volumes/{volume}/copy-back", "post /v1/volumes/{volume}/relayout",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
