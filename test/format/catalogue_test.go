@@ -219,7 +219,7 @@ func (c *contents) readImage() error {
 		if s.Root.Lost {
 			root = lostPointer
 		}
-		if err := c.readMap(c.states[s.ID].blocks, root, 4, 0); err != nil {
+		if err := c.readMap(c.states[s.ID].blocks, root, 5, 0); err != nil {
 			return fmt.Errorf("state %d: %w", s.ID, err)
 		}
 		if n := c.states[s.ID].blocks.mapped(); n != s.Root.Mapped {
@@ -298,7 +298,7 @@ func (c *contents) apply(op *operation) error {
 			}{Path: p.Path, Kept: p.Kept}
 			c.lastEpoch++
 			c.volumes[p.Kept] = &imageVolume{Number: p.Kept, Name: fmt.Sprintf("(kept of %d)", o.Number), Head: p.KeptHead, KeptOf: o.Number}
-			c.states[p.KeptHead] = &state{imageState{ID: p.KeptHead, Kind: 1, Volume: p.Kept, Epoch: c.lastEpoch, Size: 1 << 48}, blockMap{}}
+			c.states[p.KeptHead] = &state{imageState{ID: p.KeptHead, Kind: 1, Volume: p.Kept, Epoch: c.lastEpoch, Size: 1 << 55}, blockMap{}}
 		}
 	case op.Set != nil:
 		c.volumes[op.Set.Number].Name = op.Set.Name

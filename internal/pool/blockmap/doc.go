@@ -2,7 +2,7 @@
 // (path-copying) radix tree from LBA to Entry.
 //
 // Shape: a leaf maps 256 blocks (1 MiB), an inner node has 128 slots, and a root
-// is always at level 4, so that a tree spans 2^36 blocks whatever its volume's
+// is always at level 5, so that a tree spans 2^43 blocks whatever its volume's
 // size; nodes hold only the slots in use. A slot of an inner node is empty, a
 // child, or a tombstone that stands for a whole subtree of discarded blocks.
 //
@@ -38,7 +38,7 @@ const (
 	fanoutBits = 7
 	leafSlots  = 1 << leafBits
 	innerSlots = 1 << fanoutBits
-	rootLevel  = 4
+	rootLevel  = 5
 
 	// LeafBlocks is how many blocks a leaf maps.
 	LeafBlocks = leafSlots
