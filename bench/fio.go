@@ -33,10 +33,10 @@ type latency struct {
 	Percentile map[string]float64 `json:"percentile"`
 }
 
-// fio runs one job on a disk.
+// fio runs one job on a disk, in threads: what it forks would outlive it when it is ended.
 func fio(ctx context.Context, uri string, size int64, options ...string) (job, error) {
 	out, err := output(ctx, "fio", append([]string{
-		"--name=bench", "--ioengine=nbd", "--uri=" + uri, "--size=" + strconv.FormatInt(size, 10), "--output-format=json",
+		"--name=bench", "--thread", "--ioengine=nbd", "--uri=" + uri, "--size=" + strconv.FormatInt(size, 10), "--output-format=json",
 	}, options...)...)
 	if err != nil {
 		return job{}, err
@@ -61,9 +61,9 @@ func parseFio(out []byte) (job, error) {
 	return found.Jobs[0], nil
 }
 
-// fill writes the whole disk from its beginning to its end.
-func fill(ctx context.Context, v *server, size int64) error {
-	_, err := fio(ctx, v.uri, size, "--rw=write", "--bs=1M", "--iodepth=16")
+// fill writes the whole disk from its beginning to its end, and has it synced.
+func fill(ctx context.Context, v *server, size int64) (err error) {
+	v.filled, err = runLoad(ctx, v, size, freshWrite, limits{time: longestRun, bytes: size})
 	return err
 }
 

@@ -33,8 +33,14 @@ var loads = []load{
 	{"seq-write-1m", "1 MiB sequential write, depth 16", "write", "1M", 16, 1, false},
 }
 
+// freshWrite fills a new disk.
+var freshWrite = load{"fresh-write-1m", "1 MiB sequential write to a new disk and a final fsync, depth 16", "write", "1M", 16, 1, false}
+
+// shown are the loads that servers are compared on, in the order of the tables.
+var shown = append([]load{freshWrite}, loads...)
+
 func loadNames() (names []string) {
-	for _, l := range loads {
+	for _, l := range shown {
 		names = append(names, l.name)
 	}
 	return names
@@ -81,6 +87,9 @@ func (f figures) speed(l load) float64 {
 	return f.PerSecond
 }
 
+// longestRun bounds a run whose end is a number of bytes.
+const longestRun = time.Hour
+
 // limits of one run; 0 is none.
 type limits struct {
 	time  time.Duration
@@ -108,6 +117,9 @@ func runLoad(ctx context.Context, v *server, size int64, l load, by limits) (fig
 	}
 	if l.fsync {
 		options = append(options, "--fsync=1")
+	}
+	if l.name == freshWrite.name {
+		options = append(options, "--end_fsync=1")
 	}
 	before, err := v.cpuTime()
 	if err != nil {

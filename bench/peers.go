@@ -56,9 +56,27 @@ func startNbdkit(ctx context.Context, s settings, _ *layers) (*server, error) {
 		if err := rawDisk(disk, s.Size); err != nil {
 			return nil, err
 		}
-		socket, ready := filepath.Join(dir, "sock"), filepath.Join(dir, "pid")
-		return start(ctx, dir, socketURI(socket), ready, "nbdkit", "--foreground", "--unix="+socket, "--pidfile="+ready, "file", disk)
+		return nbdkit(ctx, dir, disk)
 	})
+}
+
+func nbdkit(ctx context.Context, dir, disk string, more ...string) (*server, error) {
+	socket, ready := filepath.Join(dir, "sock"), filepath.Join(dir, "pid")
+	args := append([]string{"--foreground", "--unix=" + socket, "--pidfile=" + ready}, more...)
+	return start(ctx, dir, socketURI(socket), ready, "nbdkit", append(args, "file", disk)...)
+}
+
+// serveReadOnly has nbdkit serve a file that belongs to another server.
+func serveReadOnly(ctx context.Context, s settings, disk string) (*server, error) {
+	dir, err := os.MkdirTemp(s.dir, "varve-bench")
+	if err != nil {
+		return nil, err
+	}
+	v, err := nbdkit(ctx, dir, disk, "--readonly")
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return v, nil
 }
 
 func startQemuQcow2(ctx context.Context, s settings, _ *layers) (*server, error) {
@@ -105,7 +123,9 @@ func startQemu(ctx context.Context, dir, format, disk string) (*server, error) {
 		"--persistent", "--shared=8", "--format="+format, "--cache=writeback", "--socket="+socket, "--pid-file="+ready, disk)
 }
 
-func socketURI(socket string) string { return "nbd+unix:///?socket=" + socket }
+func socketURI(socket string) string { return exportURI(socket, "") }
+
+func exportURI(socket, name string) string { return "nbd+unix:///" + name + "?socket=" + socket }
 
 func rawDisk(name string, size int64) error {
 	if err := os.WriteFile(name, nil, 0o600); err != nil {
@@ -205,6 +225,13 @@ type peersFound struct {
 	RSS     map[string][]int64              `json:"peak_rss"` // bytes, by server
 }
 
+func (p *peersFound) add(l load, server string, f figures) {
+	if p.Runs[l.name] == nil {
+		p.Runs[l.name] = map[string][]figures{}
+	}
+	p.Runs[l.name][server] = append(p.Runs[l.name][server], f)
+}
+
 func measurePeers(ctx context.Context, s settings, r *results) (err error) {
 	found := &peersFound{Runs: map[string]map[string][]figures{}, RSS: map[string][]int64{}}
 	var some []peer
@@ -250,15 +277,22 @@ func inTurn(n, round int) []int {
 }
 
 func measureRound(ctx context.Context, s settings, round int, some []peer, below *layers, found *peersFound) (err error) {
-	var all fleet
-	defer func() { err = errors.Join(err, all.stop()) }()
-	for _, p := range some {
+	all, started := make(fleet, len(some)), fleet{}
+	defer func() { err = errors.Join(err, started.stop()) }()
+	for _, k := range inTurn(len(some), round) {
+		p := some[k]
 		say("peers: round %d of %d: fill a disk of %s", round+1, s.Rounds, p.name)
+		if err := syncFileSystem(s.dir); err != nil {
+			return err
+		}
 		v, err := p.start(ctx, s, below)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		all = append(all, v)
+		all[k], started = v, append(started, v)
+		if v.filled.MiB > 0 && s.loads.MatchString(freshWrite.name) {
+			found.add(freshWrite, p.name, v.filled)
+		}
 	}
 	if err := all.settle(ctx); err != nil {
 		return err
@@ -277,10 +311,7 @@ func measureRound(ctx context.Context, s settings, round int, some []peer, below
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", some[k].name, l.name, err)
 			}
-			if found.Runs[l.name] == nil {
-				found.Runs[l.name] = map[string][]figures{}
-			}
-			found.Runs[l.name][some[k].name] = append(found.Runs[l.name][some[k].name], f)
+			found.add(l, some[k].name, f)
 			say("peers: round %d of %d: %-18s %-20s %7.0f/s %6.0f MiB/s", round+1, s.Rounds, l.name, some[k].name, f.PerSecond, f.MiB)
 		}
 	}

@@ -118,7 +118,7 @@ func (r *results) renderPeers(p *page) {
 func (p *peersFound) compare(to *page, some []string, title, one string, other func(load) string) {
 	some = slices.DeleteFunc(slices.Clone(some), func(s string) bool { return !slices.Contains(p.Servers, s) })
 	rows := [][]string{append(append([]string{""}, some...), title)}
-	for _, l := range loads {
+	for _, l := range shown {
 		row := []string{l.title}
 		for _, server := range some {
 			row = append(row, around(p.speeds(l, server), "%.0f"))
@@ -137,13 +137,17 @@ func (p *peersFound) compare(to *page, some []string, title, one string, other f
 // table has a cell for each load and server.
 func (p *peersFound) table(to *page, cell func([]figures) string) {
 	rows := [][]string{append([]string{""}, p.Servers...)}
-	for _, l := range loads {
+	for _, l := range shown {
 		if p.Runs[l.name] == nil {
 			continue
 		}
 		row := []string{l.title}
 		for _, server := range p.Servers {
-			row = append(row, cell(p.Runs[l.name][server]))
+			if all := p.Runs[l.name][server]; len(all) > 0 {
+				row = append(row, cell(all))
+			} else {
+				row = append(row, "")
+			}
 		}
 		rows = append(rows, row)
 	}

@@ -36,7 +36,7 @@ func example() *results {
 		r.Peers.Servers = append(r.Peers.Servers, p.name)
 		r.Peers.RSS[p.name] = []int64{64 << 20}
 	}
-	for _, l := range loads {
+	for _, l := range shown {
 		r.Peers.Runs[l.name] = map[string][]figures{
 			qemuRaw: speeds(50, 50, 50), nbdkitFile: speeds(100, 200, 100), qemuQcow2: speeds(40, 40, 40), chain10: speeds(30, 30, 30),
 			chain100: speeds(20, 20, 20), varvePlain: speeds(170, 300, 150), varve100: speeds(120, 80, 160),

@@ -31,6 +31,8 @@ type server struct {
 	dir   string        // its own, removed with it
 	api   *client.Client
 	dirty bool // written to since it last settled
+
+	filled figures // of the run that filled its disk, if that began empty
 }
 
 // start runs a server, whose directory dir becomes its own, and returns when it has made the file ready.
@@ -68,6 +70,14 @@ func start(ctx context.Context, dir, uri, ready, name string, args ...string) (_
 
 // stop ends the server and removes its files.
 func (v *server) stop() error {
+	if err := v.end(); err != nil {
+		return err
+	}
+	return os.RemoveAll(v.dir)
+}
+
+// end ends the server and leaves its files.
+func (v *server) end() error {
 	if v.api != nil {
 		v.api.Close()
 	}
@@ -77,7 +87,7 @@ func (v *server) stop() error {
 	kill := time.AfterFunc(stopTime, func() { _ = v.cmd.Process.Kill() }) // it does not end by itself
 	defer kill.Stop()
 	<-v.ended
-	return os.RemoveAll(v.dir)
+	return nil
 }
 
 // fleet are servers that live at the same time.
@@ -109,7 +119,12 @@ func (f fleet) sync() error {
 	if len(f) == 0 {
 		return nil
 	}
-	d, err := os.Open(f[0].dir)
+	return syncFileSystem(f[0].dir)
+}
+
+// syncFileSystem writes out the file system that a directory lies on.
+func syncFileSystem(dir string) error {
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

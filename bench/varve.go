@@ -44,7 +44,7 @@ func startVarve(ctx context.Context, s settings) (*server, error) {
 }
 
 func (v *server) volumeURI(name string) string {
-	return "nbd+unix:///" + name + "?socket=" + filepath.Join(v.dir, "data", "nbd.sock")
+	return exportURI(filepath.Join(v.dir, "data", "nbd.sock"), name)
 }
 
 // startVolume serves a pool with one volume, filled from its beginning to its end.
@@ -65,11 +65,19 @@ func startVolume(ctx context.Context, s settings, size int64) (*server, error) {
 // reclaim gives back what nothing holds any more and returns when that is done.
 func (v *server) reclaim(ctx context.Context) error {
 	job, err := v.api.Reclaim(ctx)
+	if err != nil {
+		return err
+	}
+	return v.finish(ctx, job)
+}
+
+// finish waits for a job.
+func (v *server) finish(ctx context.Context, job contract.Job) (err error) {
 	for err == nil && !job.State.Final() {
 		job, err = v.api.Job(ctx, job.ID, time.Minute)
 	}
 	if err == nil && job.State != contract.JobDone {
-		err = fmt.Errorf("reclaim is %s: %s", job.State, job.Reason)
+		err = fmt.Errorf("%s is %s: %s", job.Kind, job.State, job.Reason)
 	}
 	return err
 }
