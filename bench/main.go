@@ -1,5 +1,6 @@
 // Command bench measures varve beside what its users would otherwise take: qemu-nbd
-// and nbdkit on the same disk. It writes results.json, and from that RESULTS.md and
+// and nbdkit on the same disk, and for snapshots QEMU's copy-before-write filter and
+// reflinks of XFS and btrfs. It writes results.json, and from that RESULTS.md and
 // results.svg.
 //
 // Vocabulary: a load is one kind of requests (loads.go); a run is one load on one
@@ -10,6 +11,9 @@
 //
 // Before each run what earlier ones left is written out, and pools give back what
 // nothing holds any more; so a run pays for its own work and no other's.
+//
+// A contestant is a snapshot technique, or what a peer has instead (techniques.go). All take the
+// same steps: fill, write, freeze, write, read, roll back, delete.
 //
 // A pause is how long an operation stops the writers of a pool, as the daemon tells;
 // beside it stands the slowest write that a client saw meanwhile.
@@ -42,23 +46,30 @@ type settings struct {
 	Times    int           `json:"times"`
 	AgeTime  time.Duration `json:"age_time_ns"`
 
+	FrozenRounds int   `json:"technique_rounds"`
+	FrozenSize   int64 `json:"technique_size_bytes"`
+	FrozenBlocks int64 `json:"technique_blocks"`
+
 	varve    string // program
 	dir      string // scratch directories are made here
 	profiles string // directory for profiles of varve; none if empty
 	sections []string
 	loads    *regexp.Regexp
 	servers  *regexp.Regexp
+
+	techniques *regexp.Regexp
 }
 
-const usage = `bench measures varve beside qemu-nbd and nbdkit. With the defaults it takes about 55 minutes,
-24 GiB of disk and 24 GiB of memory (so that all disks stay in the page cache), and wants an idle machine.
+const usage = `bench measures varve beside qemu-nbd and nbdkit, and its snapshots beside those of qemu-storage-daemon, XFS and btrfs.
+With the defaults it takes about an hour, 24 GiB of disk and 24 GiB of memory (so that all disks stay in the page cache),
+and wants an idle machine. File systems are mounted through loop devices, which needs root; without, their rows say so.
 Sections: %s.
 Loads: %s.
 
 `
 
 func main() {
-	s := settings{loads: regexp.MustCompile(""), servers: regexp.MustCompile("")}
+	s := settings{loads: regexp.MustCompile(""), servers: regexp.MustCompile(""), techniques: regexp.MustCompile("")}
 	out := flag.String("out", "bench", "directory for results.json, RESULTS.md and results.svg")
 	render := flag.String("render", "", "measure nothing: read this results.json and write the other two")
 	only := flag.String("only", "", "sections to measure, separated by commas; without, all")
@@ -72,6 +83,10 @@ func main() {
 	flag.DurationVar(&s.PairTime, "pair-time", time.Second, "length of a run of these")
 	flag.IntVar(&s.Times, "times", 200, "how often each operation of the section pauses is timed")
 	flag.DurationVar(&s.AgeTime, "age-time", time.Minute, "length of the random overwriting of the section reclaim")
+	flag.IntVar(&s.FrozenRounds, "technique-rounds", 3, "rounds of the section techniques")
+	flag.Int64Var(&s.FrozenSize, "technique-size", 1<<29, "size of its disks in bytes")
+	flag.Int64Var(&s.FrozenBlocks, "technique-blocks", 1<<14, "blocks of 4 KiB that a run of it writes, none twice")
+	flag.TextVar(s.techniques, "techniques", s.techniques, "regular expression of the techniques and peers of it; without, all")
 	flag.TextVar(s.loads, "loads", s.loads, "regular expression of the loads to run; without, all")
 	flag.TextVar(s.servers, "servers", s.servers, "regular expression of the servers of the section peers; without, all")
 	flag.Usage = func() {
@@ -128,6 +143,7 @@ var sections = []section{
 	{"written", measureWritten},
 	{"reclaim", measureReclaim},
 	{"aged", measureAged},
+	{"techniques", measureTechniques},
 }
 
 func sectionNames() (names []string) {

@@ -62,6 +62,9 @@ func (r *results) markdown() string {
 	if r.Aged != nil {
 		r.renderAged(p)
 	}
+	if r.Techniques != nil {
+		r.renderTechniques(p)
+	}
 	return strings.TrimRight(p.String(), "\n") + "\n"
 }
 

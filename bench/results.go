@@ -23,6 +23,8 @@ type results struct {
 	Written []writtenBy    `json:"written,omitempty"`
 	Reclaim *reclaimFound  `json:"reclaim,omitempty"`
 	Aged    *agedFound     `json:"aged,omitempty"`
+
+	Techniques *techniquesFound `json:"techniques,omitempty"`
 }
 
 func readResults(file string) (*results, error) {

@@ -65,7 +65,8 @@ func (r *results) aims() (all []aim) {
 	all = append(all, a)
 	all = append(all, r.pauseAims()...)
 	all = append(all, r.writtenAims()...)
-	return append(all, r.otherAims()...)
+	all = append(all, r.otherAims()...)
+	return append(all, r.techniqueAims()...)
 }
 
 func atLeast(x float64) string { return fmt.Sprintf("at least %.2f x", x) }
