@@ -155,3 +155,13 @@ func (p *Pool) Counts() (states, volumes int) {
 	defer p.mu.RUnlock()
 	return len(p.cat.States()), len(p.cat.Volumes())
 }
+
+// RangesWaitedFor tells whether somebody waits for blocks of an inplace volume that are reserved.
+func (p *Pool) RangesWaitedFor(volume string) bool {
+	p.mu.RLock()
+	r := &p.volumes[p.cat.VolumeByName(volume).Number].place.ranges
+	p.mu.RUnlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.freed != nil
+}

@@ -117,6 +117,16 @@ func (p *Pool) changeSize(name string, decide func(*catalogue.Catalogue) (propos
 	if v == nil {
 		return Timing{}, fmt.Errorf("volume %q: %w", name, ErrNotFound)
 	}
+	return p.changeContent(v, func(c *catalogue.Catalogue) (proposal, error) {
+		if now := c.VolumeByName(name); now == nil || now.Number != v.number {
+			return proposal{}, fmt.Errorf("volume %q: %w: it was renamed or deleted meanwhile", name, ErrNotFound)
+		}
+		return decide(c)
+	})
+}
+
+// changeContent is changeSize for what gives a volume that was found another size or other content, which no write may be under way for.
+func (p *Pool) changeContent(v *volume, decide func(*catalogue.Catalogue) (proposal, error)) (Timing, error) {
 	v.resize.Lock()
 	defer v.resize.Unlock()
 	if v.place != nil { // what the present has in place is durable before the present is kept
@@ -126,13 +136,10 @@ func (p *Pool) changeSize(name string, decide func(*catalogue.Catalogue) (propos
 		if err := v.place.sync(); err != nil {
 			return Timing{}, err
 		}
+		// What is being copied back is of the content that there was when it began.
+		defer v.place.ranges.reserve([]span{{0, blocksIn(v.size.Load())}})()
 	}
-	return p.change(func(c *catalogue.Catalogue) (proposal, error) {
-		if now := c.VolumeByName(name); now == nil || now.Number != v.number {
-			return proposal{}, fmt.Errorf("volume %q: %w: it was renamed or deleted meanwhile", name, ErrNotFound)
-		}
-		return decide(c)
-	})
+	return p.change(decide)
 }
 
 // startDeleting sees to it that nobody has the states open, or opens them from now on.
