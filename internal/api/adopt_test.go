@@ -66,13 +66,28 @@ func TestAdoptedFileOutlivesItsVolume(t *testing.T) {
 	if err != nil || job.State != contract.JobDone {
 		t.Fatalf("%+v, %v", job, err)
 	}
+	rest := int64(len(content)) - 8192
+	job, err = s.client.RollbackRanges(ctx, "web@one", contract.RollBackRanges{Ranges: []contract.Extent{{Offset: 8192, Length: rest}, {Offset: 4096, Length: 4096}}})
+	if err != nil || job.Kind != contract.JobRollback || job.Object != "web@one" {
+		t.Fatalf("%+v, %v", job, err)
+	}
+	if job, err = s.client.Job(ctx, job.ID, time.Minute); err != nil || job.State != contract.JobDone {
+		t.Fatalf("%+v, %v", job, err)
+	}
+	again := job.Result.Rollback
+	if len(again.Ranges) != 1 || again.Ranges[0] != (contract.Extent{Offset: 4096, Length: rest + 4096}) || !again.Kept.Automatic || again.CopyBack == nil {
+		t.Fatalf("%+v", again)
+	}
+	if job, err = s.client.Job(ctx, again.CopyBack.ID, time.Minute); err != nil || job.State != contract.JobDone {
+		t.Fatalf("%+v, %v", job, err)
+	}
 	if job, err = s.client.CopyBack(ctx, "web"); err != nil {
 		t.Fatal(err)
 	}
 	if job, err = s.client.Job(ctx, job.ID, time.Minute); err != nil || job.State != contract.JobDone || job.Result.Volume.Name != "web" {
 		t.Fatalf("where nothing is left: %+v, %v", job, err)
 	}
-	if err := s.client.DeleteSnapshots(ctx, []string{"web@one", r.Kept.Ref()}); err != nil {
+	if err := s.client.DeleteSnapshots(ctx, []string{"web@one", r.Kept.Ref(), again.Kept.Ref()}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.client.DeleteVolume(ctx, "web", false); err != nil {

@@ -131,7 +131,8 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 		"patch /v1/pool", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}",
 		"post /v1/adoptions", "post /v1/bookmarks", "post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
 		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/repairs", "post /v1/snapshots",
-		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/copy", "post /v1/snapshots/{snapshot}/rollback", "post /v1/volumes",
+		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/copy", "post /v1/snapshots/{snapshot}/rollback",
+		"post /v1/snapshots/{snapshot}/rollback-ranges", "post /v1/volumes",
 		"post /v1/volumes/{volume}/copy-back", "post /v1/volumes/{volume}/relayout",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -172,6 +173,7 @@ func TestObjectsHaveTheirFields(t *testing.T) {
 func TestErrorsCarryCodeAndStatus(t *testing.T) {
 	s := serve(t)
 	s.ask(t, "POST", "/v1/volumes", `{"name":"web","size":1048576}`)
+	s.ask(t, "POST", "/v1/snapshots", `{"volumes":["web"],"name":"was"}`)
 	for _, c := range []struct {
 		method, path, body string
 		status             int
@@ -210,6 +212,13 @@ func TestErrorsCarryCodeAndStatus(t *testing.T) {
 		{"POST", "/v1/volumes", `{"name":"new","size":4096,"inplace":"/nodir/new"}`, 404, "not_found"},
 		{"POST", "/v1/volumes", `{"name":"new","from":"web@one","inplace":"/nodir/new"}`, 400, "usage"},
 		{"POST", "/v1/volumes/web/copy-back", "", 400, "usage"},
+		{"POST", "/v1/snapshots/web@was/rollback-ranges", `{}`, 400, "usage"},
+		{"POST", "/v1/snapshots/web@was/rollback-ranges", `{"ranges":[]}`, 400, "usage"},
+		{"POST", "/v1/snapshots/web@was/rollback-ranges", `{"ranges":[{"offset":1,"length":4096}]}`, 400, "usage"},
+		{"POST", "/v1/snapshots/web@was/rollback-ranges", `{"ranges":[{"offset":0,"length":0}]}`, 400, "usage"},
+		{"POST", "/v1/snapshots/web@was/rollback-ranges", `{"ranges":[{"offset":0,"length":9223372036854775807}]}`, 400, "usage"},
+		{"POST", "/v1/snapshots/web/rollback-ranges", `{"ranges":[{"offset":0,"length":4096}]}`, 400, "usage"},
+		{"POST", "/v1/snapshots/web@nope/rollback-ranges", `{"ranges":[{"offset":0,"length":4096}]}`, 404, "not_found"},
 		{"POST", "/v1/volumes/nope/copy-back", "", 404, "not_found"},
 		{"POST", "/v1/imports", `{"name":"new","file":"relative"}`, 400, "usage"},
 		{"POST", "/v1/exports", `{"source":"web","file":"relative"}`, 400, "usage"},

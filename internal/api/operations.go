@@ -107,6 +107,13 @@ func snapshots(api huma.API, d *daemon.Daemon) {
 		}) (contract.Rollback, error) {
 			return d.Rollback(ctx, in.Snapshot, in.Body.Force)
 		})
+	operation(api, http.MethodPost, "/v1/snapshots/{snapshot}/rollback-ranges", "rollback-ranges", "Start to make ranges of a volume what they are in a snapshot, or all of it what a copy holds", http.StatusAccepted,
+		func(ctx context.Context, in *struct {
+			Snapshot string `path:"snapshot" doc:"VOLUME@NAME"`
+			Body     contract.RollBackRanges
+		}) (contract.Job, error) {
+			return d.StartRollbackRanges(ctx, in.Snapshot, in.Body)
+		})
 }
 
 func bookmarks(api huma.API, d *daemon.Daemon) {

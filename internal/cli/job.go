@@ -11,7 +11,7 @@ type jobCommands struct {
 	Show   jobShow   `cmd:"" help:"Show a job."`
 	Wait   jobWait   `cmd:"" help:"Wait for a job and end as it ended."`
 	Cancel jobCancel `cmd:"" help:"Have a job stop and undo what it did (but for what a relayout has moved or a copy-back has copied); returns when it has."`
-	Pause  jobPause  `cmd:"" help:"Hold a running import, export, relayout, copy or copy-back."`
+	Pause  jobPause  `cmd:"" help:"Hold a running import, export, relayout, copy, copy-back or rollback."`
 	Resume jobResume `cmd:"" help:"Let a paused job go on."`
 }
 
@@ -78,6 +78,8 @@ func drawResult(w *table, kind string, r *contract.Result) {
 		drawExport(w, r.Export)
 	case r.Relayout != nil:
 		drawRelayout(w, r.Relayout)
+	case r.Rollback != nil:
+		drawRollback(w, r.Rollback)
 	case r.Reclaim != nil:
 		drawReclaim(w, r.Reclaim)
 	case r.Check != nil:

@@ -340,27 +340,3 @@ func (t *terminal) protect(ref string, protected bool) error {
 	}
 	return t.showSnapshot(s)
 }
-
-type snapshotRollback struct {
-	Snapshot string `arg:"" help:"Snapshot, VOLUME@NAME."`
-}
-
-// Run rolls a volume back.
-func (c snapshotRollback) Run(t *terminal) error {
-	r, err := t.client.Rollback(t.ctx, c.Snapshot, t.Force)
-	if err != nil {
-		return err
-	}
-	err = t.print(r, func(w *table) {
-		w.row("volume", r.Volume)
-		w.row("now holds", r.Snapshot)
-		w.row("before kept as", r.Kept.Ref())
-		w.row("writers waited", milliseconds(&r.PauseMS))
-		w.row("durable after", milliseconds(&r.DurableMS))
-		if r.CopyBack != nil {
-			w.row("being copied back", "by job "+r.CopyBack.ID+"; clients need not wait for it")
-		}
-	})
-	t.chat("to undo: varve snapshot rollback %s", r.Kept.Ref())
-	return err
-}

@@ -176,6 +176,9 @@ type Rollback struct {
 	PauseMS   float64  `json:"pause_ms" doc:"how long writers waited"`
 	DurableMS float64  `json:"durable_ms" doc:"until the record was on disk, pause included"`
 	CopyBack  *Job     `json:"copy_back,omitempty" doc:"of an inplace volume: the job that copies the snapshot back into its file, which clients need not wait for"`
+
+	Ranges       []Extent `json:"ranges,omitempty" doc:"where only these were rolled back: in order and united"`
+	PutBackBytes int64    `json:"put_back_bytes,omitempty" doc:"of them, or of all that a copy holds: what differed and was put back"`
 }
 
 // JobState is where a job stands.
@@ -209,12 +212,14 @@ const (
 	JobCopyBack = "copy-back"
 	// JobCopy makes a copy of a snapshot. It goes on when the daemon starts again.
 	JobCopy = "copy"
+	// JobRollback puts ranges of a snapshot back, or a copy.
+	JobRollback = "rollback"
 )
 
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy"`
+	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy,rollback"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -234,6 +239,7 @@ type Result struct {
 	Check    *Check    `json:"check,omitempty"`
 	Reclaim  *Reclaim  `json:"reclaim,omitempty"`
 	Relayout *Relayout `json:"relayout,omitempty"`
+	Rollback *Rollback `json:"rollback,omitempty"`
 	Warnings []string  `json:"warnings,omitempty"`
 }
 

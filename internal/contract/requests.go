@@ -78,3 +78,9 @@ type ChangeSnapshot struct {
 type RollBack struct {
 	Force bool `json:"force,omitempty" doc:"disconnect clients that have written"`
 }
+
+// RollBackRanges asks to make ranges of a volume what they are in a snapshot, or all of it what a copy holds.
+type RollBackRanges struct {
+	Ranges []Extent `json:"ranges,omitempty" doc:"whole blocks of 4096 bytes, but where the volume or the snapshot ends; they may overlap; none: all of it, if the snapshot is a copy"`
+	Force  bool     `json:"force,omitempty" doc:"disconnect clients that have written"`
+}

@@ -284,7 +284,7 @@ func (js *jobs) cancel(id string, cause error) {
 	}
 }
 
-// PauseJob holds a running import, export, relayout, copy or copy-back at its next step; other kinds and states are ErrJobState.
+// PauseJob holds a running import, export, relayout, copy, copy-back or rollback at its next step; other kinds and states are ErrJobState.
 func (d *Daemon) PauseJob(id string) (contract.Job, error) {
 	return d.hold(id, contract.JobRunning, contract.JobPaused)
 }

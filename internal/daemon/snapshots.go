@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/pool"
 )
@@ -242,48 +241,4 @@ func (d *Daemon) ProtectSnapshot(ctx context.Context, name string, protected boo
 	}
 	d.snapshotsChanged()
 	return d.Snapshot(ctx, name)
-}
-
-// Rollback makes the snapshot the content of its volume; the present is kept as
-// an automatic snapshot. Into the file of an inplace volume the content is copied
-// back by a job, which nobody has to wait for. A connection that has written stands in the way unless
-// force, which disconnects it and waits for that.
-func (d *Daemon) Rollback(ctx context.Context, name string, force bool) (contract.Rollback, error) {
-	ref, err := parseRef(name)
-	if err != nil {
-		return contract.Rollback{}, err
-	}
-	info, err := d.snapshotInfo(ref)
-	if err != nil {
-		return contract.Rollback{}, err
-	}
-	if info.Suspect && techniqueOf(info) == contract.TechniqueCOW { // nobody is cut off for what cannot be
-		return contract.Rollback{}, contract.Errorf(contract.CodeDamaged,
-			"roll back to %s: somebody else has changed the volume's file since, and what the snapshot has in it may not be what it was", ref).
-			WithHint("read what was kept before that over NBD: the export %s; the rest of it is I/O errors", ref)
-	}
-	if force {
-		d.sessions.disconnect(ref.Volume, true, "the volume is rolled back")
-	}
-	var kept pool.SnapshotInfo
-	var took pool.Timing
-	err = d.sessions.unlessInUse(ctx, func() (err error) {
-		kept, took, err = d.pool.Rollback(ctx, ref)
-		return err
-	}, ref.Volume)
-	if err != nil {
-		err = hinted(err, block.ErrReadOnly, "copy it out instead, to another volume or file: varve volume create NAME --from %[1]s, or varve volume export %[1]s FILE", ref)
-		return contract.Rollback{}, hinted(err, pool.ErrInUse,
-			"it would not notice that the content changes: disconnect it first, or have that done: --force")
-	}
-	d.snapshotsChanged()
-	copyBack := d.copyBackAfterRollback(ref.Volume)
-	keptAs, err := d.snapshot(ctx, kept)
-	if err != nil {
-		return contract.Rollback{}, fmt.Errorf("rolled back, but the snapshot that keeps the present cannot be described: %w", err)
-	}
-	return contract.Rollback{
-		Volume: ref.Volume, Snapshot: ref.String(), Kept: keptAs,
-		PauseMS: contract.Milliseconds(took.Pause), DurableMS: contract.Milliseconds(took.Durable), CopyBack: copyBack,
-	}, nil
 }

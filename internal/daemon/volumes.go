@@ -169,6 +169,9 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: %s of it is being copied", name, count(info.Making, "snapshot")).
 			WithHint("wait for it, or cancel it: varve job list")
 	}
+	if err := d.unlessRollingBack(name); err != nil {
+		return err
+	}
 	if needing := info.Snapshots - info.Copies; needing > 0 {
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: it has %s", name, count(needing, "snapshot")+" that cannot be without it").
 			WithHint("delete them first: varve snapshot list %s", name)

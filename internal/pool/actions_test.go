@@ -1,6 +1,9 @@
 package pool_test
 
-import "varve/internal/block"
+import (
+	"varve/internal/block"
+	"varve/internal/pool"
+)
 
 // action is one thing that can be done to what crashSetup makes, or to what
 // other actions have made of it. Some are refused then, by pool and model alike.
@@ -44,6 +47,13 @@ var actions = []action{
 	{"protect", func(d *driver) { d.protect("a", "s1", true) }},
 	{"roll back", func(d *driver) { d.rollback("a", "s3") }},
 	{"roll back further", func(d *driver) { d.rollback("a", "s1") }},
+	{"roll ranges back", func(d *driver) {
+		d.putBack("a", "s1", pool.Range{Offset: 0, Length: 8192}, pool.Range{Offset: 32 << 10, Length: 4608})
+	}},
+	{"put a snapshot back", func(d *driver) {
+		d.resize("a", 24<<10)
+		d.putBack("a", "s2")
+	}},
 	{"clone", func(d *driver) { d.cloneVolume("a", "s1", "twin") }},
 	{"bookmark", func(d *driver) { d.bookmark("a", "s2", "k") }},
 	{"bookmark instead of a snapshot", func(d *driver) {

@@ -128,6 +128,7 @@ func (pl *place) lineage() (states []collected, kept blockmap.Root, walked []own
 		walked = append(walked, ownedRoot{state: s.ID, root: r, own: blockmap.Own{Data: blockmap.NoData}})
 		return r
 	}
+	kept = pin(cat.Head(cat.Volume(pl.kept.number))) // first: a new version is named before it is kept
 	roots := map[uint64]blockmap.Root{}
 	for _, s := range cat.States() {
 		if s.Kind.HoldsData() && p.basedOn(cat, s) == pl {
@@ -152,7 +153,7 @@ func (pl *place) lineage() (states []collected, kept blockmap.Root, walked []own
 		}
 		states = append(states, c)
 	}
-	return states, pin(cat.Head(cat.Volume(pl.kept.number))), walked
+	return states, kept, walked
 }
 
 // forget takes out of a set what a state has.

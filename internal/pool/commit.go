@@ -165,7 +165,7 @@ func (r *request) admit() bool {
 			return false
 		}
 		ch.entry.Epoch = epoch
-		if k := ch.entry.Kind; k == seglog.KindTouch || k == seglog.KindBack {
+		if k := ch.entry.Kind; (k == seglog.KindTouch || k == seglog.KindBack) && ch.entry.Version == 0 {
 			ch.entry.Version = ch.volume.place.next.Add(ch.entry.Count) - ch.entry.Count
 		}
 	}

@@ -42,7 +42,7 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	live.mu.RUnlock()
 	info := VolumeInfo{
 		ID: v.UUID, Name: v.Name, SizeBytes: head.SizeBytes, Labels: v.Labels, CreatedAt: v.CreatedAt, Origin: v.Origin,
-		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.SnapshotCount(v) - p.making(v), Making: p.making(v),
+		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.ListedCount(v), Making: p.making(v),
 		Bookmarks: p.cat.BookmarkCount(v), Copies: p.cat.CopyCount(v), Deleted: v.Deleted,
 	}
 	if base := p.cat.Volume(v.Base); base != nil && base != v {
@@ -61,10 +61,10 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	return info
 }
 
-// making counts the snapshots of a volume that cannot be seen yet.
+// making counts the snapshots of a volume that are being copied and cannot be seen yet.
 func (p *Pool) making(v *catalogue.Volume) (n int) {
 	for _, s := range p.cat.Snapshots(v) {
-		if !p.cat.Listed(s) {
+		if s.Copying != nil && !p.cat.Listed(s) {
 			n++
 		}
 	}

@@ -66,16 +66,27 @@ func (p *Pool) OpenDiff(from, to PointRef) (*Diff, error) {
 	if to.Bookmark {
 		return fail(fmt.Errorf("%w: %q is a bookmark, which has no data; compare with a snapshot or the volume", ErrInvalid, to))
 	}
-	d := &Diff{pool: p, name: fmt.Sprintf("%q to %q", from, to)}
+	d, err := p.openDiff(func(c *catalogue.Catalogue) (a, b *catalogue.State, err error) {
+		if a, err = findPoint(c, from); err == nil {
+			b, err = findPoint(c, to)
+		}
+		return a, b, err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	d.name = fmt.Sprintf("%q to %q", from, to)
+	return d, nil
+}
+
+// openDiff compares the states that find returns, of which the first is no head.
+func (p *Pool) openDiff(find func(*catalogue.Catalogue) (a, b *catalogue.State, err error)) (*Diff, error) {
+	d := &Diff{pool: p}
 	release, err := p.pin(func() ([]ownedRoot, error) {
 		if p.closed {
 			return nil, fmt.Errorf("pool: %w", block.ErrClosed)
 		}
-		a, err := findPoint(p.cat, from)
-		if err != nil {
-			return nil, err
-		}
-		b, err := findPoint(p.cat, to)
+		a, b, err := find(p.cat)
 		if err != nil {
 			return nil, err
 		}
@@ -91,7 +102,7 @@ func (p *Pool) OpenDiff(from, to PointRef) (*Diff, error) {
 		return []ownedRoot{{state: a.ID, root: d.from.now(), own: walked}, {state: b.ID, root: d.to.now(), own: walked}}, nil
 	})
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	d.release = release
 	return d, nil
@@ -134,8 +145,13 @@ const diffRuns = 1024
 // What lies beyond the end of the older state is compared with zeros. Nothing of the pool is held while visit runs, which may
 // take its time. Its error ends the walk.
 func (d *Diff) Each(ctx context.Context, visit func(offset, length int64) error) error {
-	for off := int64(0); off < d.size; {
-		found, err := d.next(ctx, off)
+	return d.within(ctx, 0, d.size, visit)
+}
+
+// within is Each for the part from off up to end, which begins with a block.
+func (d *Diff) within(ctx context.Context, off, end int64, visit func(offset, length int64) error) error {
+	for off < end {
+		found, err := d.next(ctx, off, end)
 		if err != nil {
 			return fmt.Errorf("diff of %s: %w", d.name, err)
 		}
@@ -151,12 +167,12 @@ func (d *Diff) Each(ctx context.Context, visit func(offset, length int64) error)
 	return nil
 }
 
-func (d *Diff) next(ctx context.Context, off int64) ([]run, error) {
+func (d *Diff) next(ctx context.Context, off, end int64) ([]run, error) {
 	if !d.pool.begin() {
 		return nil, fmt.Errorf("pool: %w", block.ErrClosed)
 	}
 	defer d.pool.end()
-	return d.pool.runs(ctx, off, d.size-off, diffRuns, func(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
+	return d.pool.runs(ctx, off, end-off, diffRuns, func(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
 		return blockmap.Diff(pins, d.from.now(), d.to.now(), lba, limit)
 	})
 }

@@ -220,6 +220,31 @@ func (d *driver) rollback(volume, snap string) {
 	})
 }
 
+// putBack rolls back by copying ranges, or by copying all if there are none.
+func (d *driver) putBack(volume, snap string, ranges ...pool.Range) {
+	d.tb.Helper()
+	kept := "auto-before-rollback-" + d.clock.now.Add(time.Second).Format("20060102t150405.000")
+	ref := pool.SnapshotRef{Volume: volume, Name: snap}
+	d.step("put back", true, func(m *model) error { return m.putBack(volume, snap, kept, ranges, false) }, func() error {
+		if ranges == nil {
+			_, err := d.p.RollbackWhole(ctx, ref, false)
+			return err
+		}
+		_, _, err := d.p.RollbackRanges(ctx, ref, ranges, nil)
+		return err
+	})
+}
+
+// putBackCompared rolls back by comparing and copying everything.
+func (d *driver) putBackCompared(volume, snap string) {
+	d.tb.Helper()
+	kept := "auto-before-rollback-" + d.clock.now.Add(time.Second).Format("20060102t150405.000")
+	d.step("put back compared", true, func(m *model) error { return m.putBack(volume, snap, kept, nil, true) }, func() error {
+		_, err := d.p.RollbackWhole(ctx, pool.SnapshotRef{Volume: volume, Name: snap}, true)
+		return err
+	})
+}
+
 func (d *driver) bookmark(volume, snap, name string) {
 	d.tb.Helper()
 	d.step("bookmark", true, func(m *model) error { return m.createBookmark(volume, snap, name) }, func() error {

@@ -6,6 +6,7 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/pool/blockmap"
+	"varve/internal/pool/catalogue"
 	"varve/internal/pool/seglog"
 )
 
@@ -164,4 +165,30 @@ func (p *Pool) RangesWaitedFor(volume string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.freed != nil
+}
+
+// RollbackWhole makes all of a volume what it is in a snapshot by copying, as if the snapshot's content lay elsewhere; if compare, also as
+// if nobody knew what differs.
+func (p *Pool) RollbackWhole(ctx context.Context, ref SnapshotRef, compare bool) (PutBack, error) {
+	if !compare {
+		done, _, err := p.RollbackCopy(ctx, ref, nil)
+		return done, err
+	}
+	dev, err := p.OpenSnapshot(ref)
+	if err != nil {
+		return PutBack{}, err
+	}
+	defer func() { _ = dev.Close() }()
+	p.mu.RLock()
+	v := p.volumes[p.cat.State(dev.state).Volume]
+	p.mu.RUnlock()
+	done, _, err := p.rollbackByCopy(ctx, v, former{content: dev, sizeBytes: dev.size}, nil, nil)
+	return done, err
+}
+
+// States lists all states.
+func (p *Pool) States() []*catalogue.State {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.cat.States()
 }

@@ -79,6 +79,9 @@ func (p *Pool) Holders(ctx context.Context) (Holders, error) {
 				v.Exclusive = exclusive
 			}
 		case catalogue.Snapshot:
+			if s.Pending {
+				continue
+			}
 			name := s.Name
 			if of := copies[s.Volume]; of != nil {
 				name = of.Name

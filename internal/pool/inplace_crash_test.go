@@ -38,6 +38,20 @@ var inplaceActions = map[string]func(d *inplace){
 		d.rollback("old")
 		d.must(d.p.CopyBack(ctx, "v", nil))
 	},
+	"put ranges back": func(d *inplace) { d.putBack("old", putBackRanges...) },
+	"put ranges back, copy them back and undo it": func(d *inplace) {
+		d.putBack("old", putBackRanges...)
+		d.must(d.p.CopyBack(ctx, "v", nil))
+		d.rollback(d.newest())
+		d.must(d.p.CopyBack(ctx, "v", nil))
+	},
+	"write and put back while a rollback is not copied back": func(d *inplace) {
+		d.rollback("new")
+		d.submit(writeOp(8*block.Size+100, 5000))
+		d.putBack("old", putBackRanges...)
+		d.submit(writeOp(9*block.Size+100, 5000))
+		d.must(d.p.CopyBack(ctx, "v", nil))
+	},
 	"write while a rollback is not copied back": func(d *inplace) {
 		d.rollback("old")
 		d.submit(writeOp(8*block.Size+100, 5000))
@@ -61,6 +75,17 @@ var inplaceActions = map[string]func(d *inplace){
 	},
 	"checkpoint": func(d *inplace) { d.must(d.p.Checkpoint(ctx)) },
 	"close":      func(d *inplace) { d.must(d.p.Close(ctx)) },
+}
+
+// putBackRanges overlap, and have blocks in them that were written since, since long, never, and that were a hole.
+var putBackRanges = []pool.Range{{Offset: 6 * block.Size, Length: 3 * block.Size}, {Offset: 8 * block.Size, Length: block.Size}, {Offset: 12 * block.Size, Length: 4 * block.Size}}
+
+// newest is the snapshot that was made last.
+func (d *inplace) newest() string {
+	d.tb.Helper()
+	list, err := d.p.Snapshots("v")
+	d.must(err)
+	return list[len(list)-1].Name
 }
 
 func (d *inplace) rollback(to string) {
@@ -106,7 +131,8 @@ func TestInplaceAtEveryCrash(t *testing.T) {
 						tb:     located{t, new(fmt.Sprintf("crash after operation %d (%v: %v), %v", n, o, err, p))},
 						fs:     d.fs.CrashImage(p),
 						before: before, known: known, clock: d.clock,
-						deletes: name == "delete" || name == "reclaim",
+						deletes:  name == "delete" || name == "reclaim",
+						putsBack: name == "put ranges back",
 					}
 					after.look()
 				}
@@ -127,6 +153,8 @@ type afterCrash struct {
 	before  heldState            // the head, all of it flushed
 	known   map[string]heldState // snapshots
 	deletes bool                 // of new
+
+	putsBack bool // putBackRanges of old, all or nothing
 }
 
 func (a *afterCrash) look() {
@@ -145,6 +173,20 @@ func (a *afterCrash) look() {
 	d.must(err)
 	for _, s := range list {
 		there[s.Name] = d.read("v@" + s.Name)
+	}
+	if a.putsBack {
+		now := bytes.Clone(a.before.data)
+		for _, r := range putBackRanges {
+			copy(now[r.Offset:r.Offset+r.Length], a.known["old"].data[r.Offset:])
+		}
+		switch done := len(list) > len(a.known); {
+		case done && !bytes.Equal(head, now):
+			a.tb.Fatalf("the ranges are not put back, and what was before is kept")
+		case done && !bytes.Equal(there[list[len(list)-1].Name], a.before.data):
+			a.tb.Fatalf("what was before is not kept")
+		case !done && !bytes.Equal(head, a.before.data):
+			a.tb.Fatalf("the volume is changed, and what was before is not kept")
+		}
 	}
 	for name, c := range a.known {
 		if there[name] == nil && a.deletes && name == "new" {

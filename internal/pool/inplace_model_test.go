@@ -127,6 +127,57 @@ func (d *inplace) applied(dev *pool.Device, o *block.Op) {
 	}
 }
 
+// putBack rolls ranges back, or, by copying and comparing, all.
+func (d *inplace) putBack(snap string, ranges ...pool.Range) {
+	d.tb.Helper()
+	d.putBackWhile(nil, snap, ranges...)
+}
+
+// putBackWhile is putBack, while something is done that changes nothing of the volume.
+func (d *inplace) putBackWhile(do func(), snap string, ranges ...pool.Range) {
+	d.tb.Helper()
+	then := d.snapshots[snap]
+	ref := pool.SnapshotRef{Volume: "v", Name: snap}
+	var done pool.PutBack
+	var err error
+	if ranges == nil {
+		done, err = d.p.RollbackWhole(ctx, ref, true)
+	} else {
+		done, _, err = d.p.RollbackRanges(ctx, ref, ranges, func(float64) error {
+			if do != nil {
+				do()
+				do = nil
+			}
+			return nil
+		})
+	}
+	d.must(err)
+	before := d.head.clone()
+	d.snapshots[done.Kept.Name] = before
+	for _, r := range done.Ranges {
+		for b := r.Offset / block.Size; b*block.Size < r.Offset+r.Length; b++ {
+			lo, hi := b*block.Size, min((b+1)*block.Size, r.Offset+r.Length)
+			unsure := before.unsure[b] || then.unsure[b]
+			differs := before.version[b] != then.version[b] || unsure
+			if ranges == nil {
+				differs = !bytes.Equal(before.data[lo:hi], then.data[lo:hi])
+				unsure = before.unsure[b]
+			}
+			if !differs {
+				continue
+			}
+			copy(d.head.data[lo:hi], then.data[lo:hi])
+			d.names++
+			d.head.version[b] = d.names
+			if delete(d.head.unsure, b); unsure && ranges != nil {
+				d.head.unsure[b] = true
+			}
+		}
+	}
+	clear(d.dirty) // it synced the file
+	d.clock.now = d.clock.now.Add(1e9)
+}
+
 func (d *inplace) flush() {
 	d.tb.Helper()
 	dev, err := d.p.OpenVolume("v")
@@ -312,6 +363,21 @@ func TestInplaceAgainstModel(t *testing.T) {
 				d.head = d.snapshots[s].clone()
 				clear(d.dirty)
 				d.clock.now = d.clock.now.Add(1e9)
+			},
+			"put back": func(t *rapid.T) {
+				if s := some(d.snapshots); rapid.IntRange(0, 3).Draw(t, "all") == 0 {
+					d.putBack(s)
+				} else {
+					d.putBackWhile(map[string]func(){
+						"nothing":  nil,
+						"snapshot": func() { d.snapshot("s4") },
+						"copy back and snapshot": func() {
+							d.must(d.p.CopyBack(ctx, "v", nil))
+							d.snapshot("s3")
+						},
+						"reclaim": func() { d.must(d.p.Cycle(ctx)) },
+					}[rapid.SampledFrom([]string{"nothing", "snapshot", "copy back and snapshot", "reclaim"}).Draw(t, "meanwhile")], s, drawRanges(t, size)...)
+				}
 			},
 			"copy back": func(t *rapid.T) {
 				short, cancel := context.WithCancel(ctx)

@@ -147,6 +147,9 @@ func TestFileChangedWhileDetached(t *testing.T) {
 	if _, _, err := d.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: "s"}); !errors.Is(err, block.ErrDamaged) {
 		t.Errorf("rollback: %v", err)
 	}
+	if _, _, err := d.p.RollbackRanges(ctx, pool.SnapshotRef{Volume: "v", Name: "s"}, []pool.Range{{Offset: 0, Length: 4096}}, nil); !errors.Is(err, block.ErrDamaged) {
+		t.Errorf("rollback of a range: %v", err)
+	}
 	// From here on everything is as ever.
 	_, _, err = d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "after"})
 	d.must(err)
@@ -182,6 +185,9 @@ func TestFileVanishes(t *testing.T) {
 		t.Errorf("write: %v", o.Err)
 	}
 	d.must(dev.Close())
+	if _, _, err := d.p.RollbackRanges(ctx, pool.SnapshotRef{Volume: "v", Name: "s"}, []pool.Range{{Offset: 0, Length: 4096}}, nil); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("rollback of a range: %v", err)
+	}
 	snap, err := d.p.OpenSnapshot(pool.SnapshotRef{Volume: "v", Name: "s"})
 	d.must(err)
 	if err := snap.ReadAt(ctx, b, 0); err != nil || !bytes.Equal(b, d.snapshots["s"].data[:8192]) {
@@ -265,6 +271,9 @@ func TestReadOnlyFile(t *testing.T) {
 	d.same("v", d.head.data)
 	d.snapshot("s")
 	d.same("v@s", d.head.data)
+	if _, _, err := d.p.RollbackRanges(ctx, pool.SnapshotRef{Volume: "v", Name: "s"}, []pool.Range{{Offset: 0, Length: 4096}}, nil); !errors.Is(err, block.ErrReadOnly) {
+		t.Errorf("rollback of a range: %v", err)
+	}
 	d.must(d.p.Close(ctx))
 }
 

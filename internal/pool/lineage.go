@@ -220,6 +220,8 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		if pl := p.volumes[o.Volume].place; pl != nil {
 			pl.pending.Store(true)
 		}
+	case op.PutBack != nil:
+		p.takeOver(op.PutBack)
 	case op.SetPlace != nil && op.SetPlace.Changed:
 		kept := p.volumes[op.SetPlace.Number].place.kept
 		kept.mu.Lock()
@@ -418,7 +420,7 @@ func (p *Pool) ProtectSnapshot(_ context.Context, ref SnapshotRef, protected boo
 }
 
 // Rollback makes the volume's head the snapshot's content and keeps the present as an
-// automatic snapshot, which it returns. ErrInUse while a device that has written is open.
+// automatic snapshot, which it returns. ErrInvalid if the snapshot is a copy: RollbackCopy. ErrInUse while a device that has written is open.
 func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timing, error) {
 	var kept uint64
 	t, err := p.changeSize(ref.Volume, func(c *catalogue.Catalogue) (proposal, error) {
@@ -429,14 +431,17 @@ func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timin
 		if err != nil {
 			return proposal{}, err
 		}
-		if p.writers(v.Number) > 0 {
-			return proposal{}, fmt.Errorf("volume %q: %w: a client that has written to it is connected; disconnect it first", v.Name, ErrInUse)
+		if err := p.unwritten(v); err != nil {
+			return proposal{}, err
+		}
+		if s.Kind == catalogue.Copy {
+			return proposal{}, fmt.Errorf("%w: what it holds has to be copied into the volume", ErrInvalid)
 		}
 		if err := p.rollable(c, v, s); err != nil {
 			return proposal{}, err
 		}
 		now := p.opts.Clock().UTC()
-		name := freeName(c, v, "auto-before-rollback-"+now.Format("20060102t150405.000"))
+		name := freeName(c, v, keptName(now))
 		kept = c.LastState + 1
 		return proposal{op: &catalogue.Op{Rollback: &catalogue.Rollback{
 			Volume: v.Number, To: s.ID, KeptID: kept, KeptUUID: uuid.New(), KeptName: name, CreatedAt: now.UnixNano(),

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"varve/internal/block"
+	"varve/internal/pool"
 )
 
 // model is what a pool should hold, as plain bytes. Blocks are never changed but
@@ -248,6 +249,61 @@ func (m *model) rollback(volume, snap, kept string) error {
 	v.snapshots[kept] = &modelSnapshot{content: v.content}
 	v.content = s.content.clone()
 	return nil
+}
+
+// putBack is a rollback that copies ranges, or all, of what differs by the versions, or by the bytes.
+func (m *model) putBack(volume, snap, kept string, ranges []pool.Range, compare bool) error {
+	s := m.find(volume, snap)
+	if s == nil {
+		return errRefused
+	}
+	v := m.volumes[volume]
+	then, now := s.content, v.content.clone()
+	if end := min(then.size, now.size); !valid(ranges, end) {
+		return errRefused
+	}
+	if ranges == nil {
+		now.resize(then.size)
+		ranges = []pool.Range{{Offset: 0, Length: then.size}}
+	}
+	done := map[int64]bool{}
+	for _, r := range ranges {
+		for lba := r.Offset / block.Size; lba*block.Size < r.Offset+r.Length; lba++ {
+			differs := then.versions[lba] != v.versions[lba]
+			if compare {
+				differs = !bytes.Equal(then.block(lba), v.block(lba))
+			}
+			if !differs || done[lba] {
+				continue
+			}
+			done[lba] = true
+			o := block.Op{Kind: block.OpZero, Offset: lba * block.Size, Length: min(block.Size, r.Offset+r.Length-lba*block.Size)}
+			if then.versions[lba] != 0 {
+				o.Kind, o.Data = block.OpWrite, then.block(lba)[:o.Length]
+			}
+			now.apply(&o)
+		}
+	}
+	v.snapshots[kept] = &modelSnapshot{content: v.content}
+	v.content = now
+	return nil
+}
+
+func valid(ranges []pool.Range, end int64) bool {
+	for _, r := range ranges {
+		last := r.Offset + r.Length
+		if r.Offset < 0 || r.Length <= 0 || last > end || r.Offset%block.Size != 0 || last%block.Size != 0 && last != end {
+			return false
+		}
+	}
+	return true
+}
+
+func (c content) block(lba int64) []byte {
+	if b := c.blocks[lba]; b != nil {
+		return b
+	}
+	return zeros
 }
 
 func (m *model) cloneVolume(volume, snap, name string) error {

@@ -61,16 +61,26 @@ func (p *Pool) complete(_ context.Context, gates []*place, ids []uint64) (took t
 
 // rollable tells why an inplace volume cannot be rolled back to a snapshot.
 func (p *Pool) rollable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogue.State) error {
+	if p.volumes[v.Number].place != nil && s.Kind != catalogue.Copy && p.suspected(s) != 0 {
+		return fmt.Errorf("snapshot %q: %w: %w", SnapshotRef{v.Name, s.Name}, block.ErrDamaged, errSuspect)
+	}
+	return p.fits(c, v, s.SizeBytes)
+}
+
+// fits tells why a volume cannot be rolled back to content of that size.
+func (p *Pool) fits(c *catalogue.Catalogue, v *catalogue.Volume, sizeBytes int64) error {
 	pl := p.volumes[v.Number].place
-	switch {
-	case pl == nil:
+	if pl == nil {
 		return nil
+	}
+	_, broken := pl.get()
+	switch {
+	case broken != nil:
+		return broken
 	case pl.readOnly:
 		return fmt.Errorf("file %s: %w", pl.path, block.ErrReadOnly)
-	case p.suspected(s) != 0:
-		return fmt.Errorf("snapshot %q: %w: %w", SnapshotRef{v.Name, s.Name}, block.ErrDamaged, errSuspect)
-	case s.SizeBytes != c.Head(v).SizeBytes:
-		return fmt.Errorf("%w: the snapshot has %d bytes and the volume %d; restore it into another volume", ErrInvalid, s.SizeBytes, c.Head(v).SizeBytes)
+	case sizeBytes != c.Head(v).SizeBytes:
+		return fmt.Errorf("%w: the snapshot has %d bytes and the volume %d; restore it into another volume", ErrInvalid, sizeBytes, c.Head(v).SizeBytes)
 	}
 	return nil
 }

@@ -41,15 +41,15 @@ func (p *Pool) noteVersions() {
 // applyVersions folds a Touch or Back into the map; mu is held.
 func (v *volume) applyVersions(pins *blockmap.Pins, e *seglog.Entry) error {
 	switch {
-	case v.place == nil:
-		return fmt.Errorf("%w: volume %q lies in no file of its own, and an entry says so", ErrDamagedLog, v.name())
+	case v.base == nil:
+		return fmt.Errorf("%w: volume %q has no blocks in a file, and an entry says so", ErrDamagedLog, v.name())
 	case e.Version < catalogue.FirstVersion || e.Version > uint64(catalogue.KeptBlocks)-e.Count:
 		return fmt.Errorf("%w: version %d of volume %q", ErrDamagedLog, e.Version, v.name())
 	case e.Kind == seglog.KindTouch && e.Epoch != v.tree.Epoch():
 		return fmt.Errorf("%w: blocks of epoch %d where the volume is in epoch %d", ErrDamagedLog, e.Epoch, v.tree.Epoch())
 	}
-	if next := e.Version + e.Count; next > v.place.next.Load() { // on replay
-		v.place.next.Store(next)
+	if next := e.Version + e.Count; next > v.base.next.Load() { // on replay
+		v.base.next.Store(next)
 	}
 	for done := uint64(0); done < e.Count; {
 		n := min(e.Count-done, blockmap.LeafBlocks)

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"varve/internal/block"
+	"varve/internal/pool"
 	"varve/internal/vfs/crashfs"
 )
 
@@ -80,6 +81,26 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 				v := volume.Draw(t, "volume")
 				d.rollback(v, anySnap(v))
 			},
+			"put back": func(t *rapid.T) {
+				v := volume.Draw(t, "volume")
+				s := anySnap(v)
+				var ranges []pool.Range
+				if w := d.present().find(v, s); w != nil {
+					if ranges = drawRanges(t, min(w.size, d.present().volumes[v].size)); rapid.IntRange(0, 19).Draw(t, "odd") == 0 {
+						ranges[0].Length++
+					}
+				}
+				switch rapid.SampledFrom([]string{"ranges", "ranges", "all", "compared"}).Draw(t, "what") {
+				case "all":
+					d.putBack(v, s)
+				case "compared":
+					d.putBackCompared(v, s)
+				default:
+					if len(ranges) > 0 {
+						d.putBack(v, s, ranges...)
+					}
+				}
+			},
 			"clone": func(t *rapid.T) {
 				v := volume.Draw(t, "volume")
 				d.cloneVolume(v, anySnap(v), volume.Draw(t, "clone"))
@@ -138,4 +159,15 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 		d.verify()
 		d.verifyDiffs()
 	})
+}
+
+// drawRanges draws ranges of a volume of that size that can be put back.
+func drawRanges(t *rapid.T, size int64) (ranges []pool.Range) {
+	blocks := (size + block.Size - 1) / block.Size
+	for range rapid.IntRange(1, 3).Draw(t, "ranges") {
+		lo := rapid.Int64Range(0, blocks-1).Draw(t, "from")
+		hi := rapid.Int64Range(lo+1, blocks).Draw(t, "to")
+		ranges = append(ranges, pool.Range{Offset: lo * block.Size, Length: min(hi*block.Size, size) - lo*block.Size})
+	}
+	return ranges
 }

@@ -31,8 +31,9 @@ type volume struct {
 	// version counts what changes the tree's content.
 	version uint64
 
-	relayout atomic.Bool // under way
-	internal bool        // nobody sees it: what is written to it is not a client's
+	relayout    atomic.Bool // under way
+	puttingBack atomic.Bool // a rollback that copies is under way
+	internal    bool        // nobody sees it: what is written to it is not a client's
 
 	place *place // of an inplace volume
 	base  *place // in whose file blocks of it may lie: its own, or that of what it was cloned from; nil: none

@@ -267,7 +267,11 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 		if v == nil || v.Incomplete != incomplete || v.Internal() {
 			return proposal{}, ErrNotFound
 		}
-		if n := c.SnapshotCount(v) - c.CopyCount(v); n > 0 {
+		n := c.SnapshotCount(v) - c.CopyCount(v)
+		if n > 0 && c.ListedCount(v) == c.CopyCount(v) {
+			return proposal{}, fmt.Errorf("%w: a snapshot or a rollback of it is under way; wait for that", ErrInUse)
+		}
+		if n > 0 {
 			return proposal{}, fmt.Errorf("%w: it has %d snapshots that need it; delete them first", ErrInUse, n)
 		}
 		if v.Deleted {
@@ -296,8 +300,12 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 func (p *Pool) writers(number uint64) int {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	n := 0
-	for d := range p.volumes[number].devices {
+	return p.volumes[number].writers()
+}
+
+// writers counts the open devices that have written; the pool's mu is held.
+func (v *volume) writers() (n int) {
+	for d := range v.devices {
 		if d.wrote.Load() {
 			n++
 		}

@@ -135,6 +135,12 @@ type operation struct {
 	Settled *struct {
 		Number uint64 `cbor:"1,keyasint"`
 	} `cbor:"14,keyasint"`
+	PutBack *struct {
+		Volume uint64 `cbor:"1,keyasint"`
+		Filled uint64 `cbor:"2,keyasint"`
+		Kept   uint64 `cbor:"3,keyasint"`
+		Was    uint64 `cbor:"4,keyasint"`
+	} `cbor:"15,keyasint"`
 	CopyProgress map[int]any `cbor:"16,keyasint"`
 	FinishCopy   *struct {
 		Of    uint64 `cbor:"1,keyasint"`
@@ -346,6 +352,24 @@ func (c *contents) apply(op *operation) error {
 		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, to.Size, c.tip(to.ID), maps.Clone(to.blocks)
 		if v := c.volumes[o.Volume]; v.Place != nil {
 			v.Place.Bases = append(v.Place.Bases, o.KeptID)
+		}
+	case op.PutBack != nil:
+		o := op.PutBack
+		head, filled := c.head(o.Volume), c.head(o.Filled)
+		if c.tip(o.Kept) != filled.Parent {
+			return fmt.Errorf("volume %d was filled for a rollback and not cloned from snapshot %d", o.Filled, o.Kept)
+		}
+		was := *head
+		delete(c.states, filled.ID)
+		delete(c.volumes, o.Filled)
+		c.lastEpoch++
+		head.Epoch, head.Size, head.Parent, head.blocks = c.lastEpoch, filled.Size, filled.Parent, filled.blocks
+		if v := c.volumes[o.Volume]; v.Place != nil {
+			was.ID, was.Kind = o.Was, 3
+			c.states[o.Was] = &was
+			v.Place.Bases = append(v.Place.Bases, o.Was)
+		} else {
+			c.dissolve(was.Parent)
 		}
 	case op.Bookmark != nil:
 		o, of := op.Bookmark, c.states[op.Bookmark.Of]

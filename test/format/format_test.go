@@ -74,6 +74,17 @@ func (w *writer) snapshot(name string, volumes ...string) {
 	w.must(err)
 }
 
+// rollbackRanges makes parts of a volume what they were.
+func (w *writer) rollbackRanges(volume, snapshot string) {
+	w.t.Helper()
+	ranges := []pool.Range{{Offset: 0, Length: 1 << 19}, {Offset: 3 << 19, Length: 1 << 19}}
+	done, _, err := w.p.RollbackRanges(ctx, pool.SnapshotRef{Volume: volume, Name: snapshot}, ranges, nil)
+	w.must(err)
+	if done.Bytes == 0 {
+		w.t.Errorf("nothing of %s was put back", volume)
+	}
+}
+
 func (w *writer) bookmark(volume, snapshot, name string) {
 	w.t.Helper()
 	_, err := w.p.CreateBookmark(ctx, pool.SnapshotRef{Volume: volume, Name: snapshot}, name)
@@ -148,6 +159,8 @@ func (w *writer) story() {
 	w.must(w.p.ResizeVolume(ctx, "a", volumeBytes+8192, false))
 	_, _, err = w.p.Rollback(ctx, pool.SnapshotRef{Volume: "a", Name: "s1"})
 	w.must(err)
+	w.scribble("a", 5)
+	w.rollbackRanges("a", "s2")
 	w.scribble("a", 5)
 	w.must(w.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "a", Name: "s1"}})) // stays, hidden
 	w.snapshot("s3", "a", "b", "clone")

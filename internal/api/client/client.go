@@ -251,6 +251,11 @@ func (c *Client) Rollback(ctx context.Context, ref string, force bool) (contract
 	return send[contract.Rollback](ctx, c, http.MethodPost, snapshotPath(ref)+"/rollback", contract.RollBack{Force: force})
 }
 
+// RollbackRanges starts to make ranges of VOLUME what they are in VOLUME@NAME; without ranges, all of it what a copy holds.
+func (c *Client) RollbackRanges(ctx context.Context, ref string, r contract.RollBackRanges) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, snapshotPath(ref)+"/rollback-ranges", r)
+}
+
 // Bookmarks lists the bookmarks of a volume, or of all if it is empty.
 func (c *Client) Bookmarks(ctx context.Context, volume string) ([]contract.Bookmark, error) {
 	return get[[]contract.Bookmark](ctx, c, "/v1/bookmarks?volume="+url.QueryEscape(volume))

@@ -65,7 +65,7 @@ type State struct {
 	Automatic bool
 	// DropWhenFull: it may be given up where there is no room for what it needs kept.
 	DropWhenFull bool
-	Pending      bool // of an inplace volume whose file was not synced yet: nobody may see it
+	Pending      bool // nobody may see it: the file of its volume was not synced yet, or it is for a rollback that is under way
 	Group        uuid.UUID
 	GroupSize    int
 	Copying      *Copying // of a snapshot that is to become a copy
@@ -215,6 +215,16 @@ func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
 
 // SnapshotCount counts the snapshots and copies of a volume.
 func (c *Catalogue) SnapshotCount(v *Volume) int { return len(c.named[v.Number]) }
+
+// ListedCount counts those that can be seen.
+func (c *Catalogue) ListedCount(v *Volume) (n int) {
+	for _, id := range c.named[v.Number] {
+		if c.Listed(c.states[id]) {
+			n++
+		}
+	}
+	return n
+}
 
 // BookmarkCount counts the bookmarks of a volume.
 func (c *Catalogue) BookmarkCount(v *Volume) int { return len(c.marks[v.Number]) }

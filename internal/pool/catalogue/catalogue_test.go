@@ -116,7 +116,7 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 		}
 	}
 	volumes := slices.DeleteFunc(c.Volumes(), func(v *Volume) bool { return v.Internal() || v.Deleted })
-	kind := rapid.SampledFrom([]string{"copy", "copy to a file", "copied", "copied", "cancel copy", "delete copy", "create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
+	kind := rapid.SampledFrom([]string{"copy", "copy to a file", "copied", "copied", "cancel copy", "delete copy", "create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "fill", "put back", "put back", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
 	if kind == "create" || len(volumes) == 0 {
 		return &Op{CreateVolume: &CreateVolume{
 			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: 4096, Labels: labels, CreatedAt: now,
@@ -191,6 +191,18 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: s.SizeBytes, CreatedAt: now,
 			HeadID: c.LastState + 1, From: s.ID, Origin: "x@y",
 		}}
+	case "fill":
+		return &Op{CreateVolume: &CreateVolume{
+			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: 4096, CreatedAt: now,
+			HeadID: c.LastState + 1, From: s.ID, Incomplete: true,
+		}}
+	case "put back":
+		of := c.Volume(s.Volume)
+		for _, w := range c.Volumes() {
+			if w.Incomplete && w != of && len(c.named[w.Number])+len(c.marks[w.Number]) == 0 && c.Head(w).Parent == c.tip(s.ID) && c.Descends(c.Head(of), s) {
+				return &Op{PutBack: &PutBack{Volume: of.Number, Filled: w.Number, Kept: s.ID}}
+			}
+		}
 	case "delete":
 		ids := []uint64{s.ID}
 		if other := rapid.SampledFrom(snaps).Draw(t, "other"); other.ID != s.ID {
@@ -503,18 +515,26 @@ func FuzzDecodeOp(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	for _, inplace := range []bool{false, true} {
+		b, err := putBackOp(inplace).Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		op, err := DecodeOp(p)
 		if err != nil {
 			return
 		}
-		c := fixture(t)
-		if c.Apply(op) != nil {
-			return
-		}
-		demandSound(t, c)
-		if _, err := Decode(encoded(t, c)); err != nil {
-			t.Fatal(err)
+		for _, c := range []*Catalogue{fixture(t), filling(t, false), filling(t, true)} {
+			if c.Apply(op) != nil {
+				continue
+			}
+			demandSound(t, c)
+			if _, err := Decode(encoded(t, c)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 }

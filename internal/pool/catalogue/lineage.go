@@ -70,10 +70,10 @@ func epochOf(s *State) uint64 {
 	return s.Epoch
 }
 
-// VisibleParent is the nearest ancestor that is a snapshot, or nil.
+// VisibleParent is the nearest ancestor that is a snapshot and not pending, or nil.
 func (c *Catalogue) VisibleParent(s *State) *State {
 	p := c.states[s.Parent]
-	for p != nil && p.Kind != Snapshot {
+	for p != nil && (p.Kind != Snapshot || p.Pending) {
 		p = c.states[p.Parent]
 	}
 	return p

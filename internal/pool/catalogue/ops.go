@@ -32,6 +32,7 @@ type Op struct {
 	SetPlace        *SetPlace        `cbor:"12,keyasint,omitempty"`
 	Complete        *Complete        `cbor:"13,keyasint,omitempty"`
 	Settled         *Settled         `cbor:"14,keyasint,omitempty"`
+	PutBack         *PutBack         `cbor:"15,keyasint,omitempty"`
 	CopyProgress    *CopyProgress    `cbor:"16,keyasint,omitempty"`
 	FinishCopy      *FinishCopy      `cbor:"17,keyasint,omitempty"`
 	CancelCopy      *CancelCopy      `cbor:"18,keyasint,omitempty"`
@@ -122,7 +123,7 @@ type NewSnapshot struct {
 	Volume uint64    `cbor:"1,keyasint"`
 	ID     uint64    `cbor:"2,keyasint"`
 	UUID   uuid.UUID `cbor:"3,keyasint"`
-	// Pending: it counts once a Complete names it.
+	// Pending: it counts once a Complete or a PutBack names it.
 	Pending bool `cbor:"4,keyasint,omitempty"`
 	// Copying, of one that is to become a copy. Its numbers follow the snapshot's.
 	Copying *NewCopying `cbor:"5,keyasint,omitempty"`
@@ -241,6 +242,8 @@ func (c *Catalogue) Apply(op *Op) error {
 		return nil
 	case op.Settled != nil:
 		return c.settled(op.Settled.Number)
+	case op.PutBack != nil:
+		return c.putBack(op.PutBack)
 	case op.CopyProgress != nil:
 		return c.copyProgress(op.CopyProgress)
 	case op.FinishCopy != nil:
@@ -405,10 +408,7 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	if copies {
 		return nil
 	}
-	delete(c.volumes, number)
-	delete(c.byName, v.Name)
-	delete(c.named, number)
-	delete(c.marks, number)
+	c.forgetVolume(v)
 	return nil
 }
 
