@@ -91,6 +91,8 @@ func TestEveryTechniqueKeepsTheContract(t *testing.T) {
 			s.d = serve(t, s.d.data)
 			s.verify()
 			s.clone("b")
+			s.rollback("b")
+			s.rollbackRange("a")
 			s.killWhileMade("d")
 			s.verify()
 			s.delete("b", "a")
@@ -305,6 +307,72 @@ func (s *subject) clone(name string) {
 	must(s.t, c.Close(), "close")
 	s.verify()
 	s.d.varve("volume", "delete", "clone")
+}
+
+// rollback makes a snapshot the volume's content, and undoes that.
+func (s *subject) rollback(name string) {
+	s.t.Helper()
+	before := s.head
+	s.d.varve("snapshot", "rollback", "web@"+name)
+	s.head = s.snaps[name]
+	kept := s.kept(before)
+	s.verify()
+	if !s.physical() { // what was copied from one counts as written
+		s.differs("web@"+name, "web", name, "")
+	}
+	s.write(5)
+	s.verify()
+	s.d.varve("snapshot", "rollback", "web@"+kept)
+	s.head = before
+	s.kept(nil)
+	s.verify()
+	s.forgetKept()
+}
+
+// kept notes the snapshot that a rollback has made of the present, and wants it to be what that was, if that is given.
+func (s *subject) kept(present image) (name string) {
+	s.t.Helper()
+	for _, got := range ask[[]contract.Snapshot](s.d, "snapshot", "list", "web") {
+		if _, known := s.snaps[got.Name]; got.Automatic && !known {
+			name = got.Name
+		}
+	}
+	if name == "" {
+		s.t.Fatal("a rollback has kept nothing")
+	}
+	s.snaps[name] = s.read("web@" + name)
+	if present != nil && !slices.Equal(s.snaps[name], present) {
+		s.t.Fatal("what a rollback has kept is not what was there")
+	}
+	return name
+}
+
+// forgetKept deletes what rollbacks have kept.
+func (s *subject) forgetKept() {
+	s.t.Helper()
+	for _, got := range ask[[]contract.Snapshot](s.d, "snapshot", "list", "web") {
+		if got.Automatic {
+			s.delete(got.Name)
+		}
+	}
+}
+
+// rollbackRange puts some of a snapshot back, and nothing else.
+func (s *subject) rollbackRange(name string) {
+	s.t.Helper()
+	before := slices.Clone(s.head)
+	s.d.varve("snapshot", "rollback", "web@"+name, "--range", "64K+1M", "--range", "2M+512K")
+	s.head = slices.Clone(before)
+	for _, r := range []struct{ from, to int }{{16, 16 + 256}, {512, 512 + 128}} {
+		copy(s.head[r.from:r.to], s.snaps[name][r.from:r.to])
+	}
+	kept := s.kept(before)
+	s.verify()
+	s.d.varve("snapshot", "rollback", "web@"+kept)
+	s.head = before
+	s.kept(nil)
+	s.verify()
+	s.forgetKept()
 }
 
 // killWhileMade kills the daemon while a snapshot is made. When it is there after that, it is what the volume was.
