@@ -1,15 +1,14 @@
 package pool
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"varve/internal/block"
 	"varve/internal/pool/blockmap"
 	"varve/internal/pool/catalogue"
 	"varve/internal/pool/seglog"
-	"varve/internal/vfs"
 )
 
 // CopyBack copies what a rollback of an inplace volume has put off into its file, and returns when nothing is left to
@@ -113,117 +112,139 @@ func (pl *place) nextPending(lba, limit uint64) (uint64, error) {
 	return next, nil
 }
 
-// copyRound copies the pending ones of some blocks back.
+// copyRound brings the pending ones of some blocks into the file.
 func (pl *place) copyRound(ctx context.Context, lba, blocks uint64) error {
 	release := pl.ranges.reserve([]span{{lba, lba + blocks}})
 	defer release()
-	return pl.copyPending(ctx, lba, blocks)
+	pins := pl.pool.store.NewPins()
+	late, err := pl.behind(pins, []span{{lba, lba + blocks}})
+	if err != nil || len(late) == 0 {
+		return err
+	}
+	return pl.bring(ctx, pins, late)
 }
 
-// wholeFirst copies back the pending blocks of which an op sets only a part, so that the file has the rest. They are reserved.
-func (pl *place) wholeFirst(ctx context.Context, op *block.Op) error {
-	if !pl.pending.Load() {
-		return nil
-	}
-	first, last := op.Offset/block.Size, (op.Offset+op.Length-1)/block.Size
-	if op.Offset%block.Size != 0 || first == last && (op.Offset+op.Length)%block.Size != 0 {
-		if err := pl.copyPending(ctx, uint64(first), 1); err != nil {
-			return err
+// behind finds which of some blocks, which are reserved, are not in place.
+func (pl *place) behind(pins *blockmap.Pins, spans []span) ([]behind, error) {
+	s := survey{place: pl, pins: pins}
+	now, mine := &s.now, &s.mine
+	for _, sp := range spans {
+		for lo := sp.lo; lo < sp.hi; {
+			n := min(sp.hi-lo, blockmap.LeafBlocks-lo%blockmap.LeafBlocks)
+			if err := pl.volume.lookup(pins, lo, now[:n]); err != nil {
+				return nil, damaged(err)
+			}
+			copy(mine[:n], now[:n])
+			if err := s.lag(lo, now[:n], mine[:n]); err != nil {
+				return nil, damaged(err)
+			}
+			lo += n
 		}
 	}
-	if last != first && (op.Offset+op.Length)%block.Size != 0 {
-		return pl.copyPending(ctx, uint64(last), 1)
+	return s.behind, nil
+}
+
+// bring writes blocks, which are reserved, into the file, from where they are kept.
+func (pl *place) bring(ctx context.Context, pins *blockmap.Pins, blocks []behind) error {
+	for some := range slices.Chunk(blocks, roundBlks) {
+		err := pl.clearWay(ctx, pins, some)
+		if err == nil {
+			err = pl.putBack(pins, some)
+		}
+		if err == nil {
+			err = pl.syncFile()
+		}
+		if err == nil {
+			err = pl.inPlace(pins, some)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// copyPending is copyRound for somebody who has reserved the blocks.
-func (pl *place) copyPending(ctx context.Context, lba, blocks uint64) error {
-	p := pl.pool
+// clearWay sees to it that nobody wants what is in place of blocks: it is kept, and that is durable.
+func (pl *place) clearWay(ctx context.Context, pins *blockmap.Pins, blocks []behind) error {
+	if pl.pending.Load() {
+		s := survey{place: pl, pins: pins}
+		bases := pl.bases()
+		for _, b := range blocks {
+			if err := s.wanted(b.lba, []blockmap.Entry{b.kept}, nil, bases); err != nil {
+				return damaged(err)
+			}
+		}
+		if len(s.keeps) > 0 {
+			if err := s.keep(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return pl.pool.log.Flush(pl.pool.log.LastSeq())
+}
+
+// inPlace says of blocks that they are in place, once that is durable. One that is of the head's own epoch is let go of in the log: also if a
+// snapshot has just come to share it, which finds it in the file then. Who else may have what is kept of another one is not asked: the head goes on with a
+// version of its own.
+func (pl *place) inPlace(pins *blockmap.Pins, blocks []behind) error {
 	w := writes.Get().(*write)
 	defer w.release()
-	pins := p.store.NewPins()
-	entries := make([]blockmap.Entry, blocks)
-	if err := pl.volume.lookup(pins, lba, entries); err != nil {
-		return damaged(err)
+	_, epoch, err := pl.volume.present()
+	if err != nil {
+		return err
 	}
-	var todo []span
-	for i, e := range entries {
-		v, ok := version(e)
-		if !ok {
-			continue
-		}
-		var k [1]blockmap.Entry
-		if err := pl.kept.lookup(pins, v, k[:]); err != nil {
-			return damaged(err)
-		}
-		if k[0].Epoch == 0 {
-			continue
-		}
-		at := lba + uint64(i)
-		if n := len(todo); n > 0 && todo[n-1].hi == at {
-			todo[n-1].hi++
+	var own []uint64
+	var others []span
+	for _, b := range blocks {
+		if v, _ := version(b.head); b.head.Epoch == epoch {
+			own = append(own, v)
+		} else if n := len(others); n > 0 && others[n-1].hi == b.lba {
+			others[n-1].hi++
 		} else {
-			todo = append(todo, span{at, at + 1})
+			others = append(others, span{b.lba, b.lba + 1})
 		}
 	}
-	if len(todo) == 0 {
-		return nil
+	slices.Sort(own)
+	for _, r := range spansOf(own) {
+		w.changes = append(w.changes, change{volume: pl.kept, pins: pins, entry: seglog.Entry{
+			Kind: seglog.KindClear, Volume: pl.kept.number, LBA: r.lo, Count: r.hi - r.lo,
+		}})
 	}
-	s := survey{place: pl, pins: pins}
-	bases := pl.bases()
-	for _, t := range todo {
-		if err := s.wanted(t.lo, entries[t.lo-lba:t.hi-lba], nil, bases); err != nil {
-			return damaged(err)
-		}
+	for _, t := range others {
+		w.changes = append(w.changes, pl.versioned(seglog.KindBack, t, pl.versions(t.hi-t.lo), pins))
 	}
-	if len(s.keeps) > 0 {
-		if err := s.keep(ctx); err != nil {
-			return err
-		}
+	if err := pl.pool.commitChanges(w); err != nil {
+		return err
 	}
+	lbas := make([]uint64, len(blocks))
+	for i, b := range blocks {
+		lbas[i] = b.lba
+	}
+	pl.overlay.remove(lbas)
+	return nil
+}
+
+// putBack writes blocks into the file, from where they are kept. What is kept as zeros becomes a hole.
+func (pl *place) putBack(pins *blockmap.Pins, blocks []behind) error {
 	file, err := pl.get()
 	if err != nil {
 		return err
 	}
-	for _, t := range todo {
-		if err := pl.putBack(file, pins, t, entries[t.lo-lba:t.hi-lba]); err != nil {
-			return err
-		}
-		w.changes = append(w.changes, change{volume: pl.volume, pins: pins, entry: seglog.Entry{
-			Kind: seglog.KindBack, Volume: pl.volume.number, LBA: t.lo, Count: t.hi - t.lo,
-		}})
-	}
-	if err := pl.sync(); err != nil {
+	size := pl.volume.size.Load()
+	buf := make([]byte, len(blocks)*block.Size)
+	if err := pl.readBehind(pins, blocks, buf); err != nil {
 		return err
 	}
-	return p.commitChanges(w)
-}
-
-// putBack writes kept versions of some blocks into the file; zeros become holes.
-func (pl *place) putBack(file vfs.File, pins *blockmap.Pins, t span, entries []blockmap.Entry) error {
-	size := pl.volume.size.Load()
-	buf := make([]byte, (t.hi-t.lo)*block.Size)
-	zero := make([]bool, len(entries))
-	for i := range entries {
-		v, _ := version(entries[i])
-		b := buf[i*block.Size:][:block.Size]
-		if there, err := pl.readKept(pins, v, b); err != nil {
-			return err
-		} else if !there {
-			return fmt.Errorf("%w: version %d of block %d is not kept any more", block.ErrDamaged, v, t.lo+uint64(i))
-		}
-		zero[i] = bytes.Equal(b, zeroBlock)
-	}
-	for i := 0; i < len(entries); {
+	for i := 0; i < len(blocks); {
 		n := 1
-		for i+n < len(entries) && zero[i+n] == zero[i] {
+		zero := !blocks[i].kept.Mapped()
+		for i+n < len(blocks) && blocks[i+n].lba == blocks[i].lba+uint64(n) && !blocks[i+n].kept.Mapped() == zero {
 			n++
 		}
-		off := int64(t.lo+uint64(i)) * block.Size
+		off := int64(blocks[i].lba) * block.Size
 		end := min(off+int64(n)*block.Size, size)
 		var err error
-		if zero[i] {
+		if zero {
 			err = zeroFile(file, off, end-off)
 		} else {
 			err = file.WriteAt([][]byte{buf[i*block.Size:][:end-off]}, off)
@@ -232,6 +253,33 @@ func (pl *place) putBack(file vfs.File, pins *blockmap.Pins, t span, entries []b
 			return pl.failed("write", seglog.NoSpace(err))
 		}
 		i += n
+	}
+	return nil
+}
+
+// readBehind reads what is kept of blocks.
+func (pl *place) readBehind(pins *blockmap.Pins, blocks []behind, to []byte) error {
+	pieces := make([]seglog.Piece, 0, len(blocks))
+	for i, b := range blocks {
+		if b.kept.Stored() {
+			pieces = append(pieces, seglog.Piece{Addr: b.kept.Addr, To: to[i*block.Size:][:block.Size]})
+		}
+	}
+	failed := pl.pool.log.ReadPieces(pieces, true)
+	for i, b := range blocks {
+		one := to[i*block.Size:][:block.Size]
+		if failed == nil && b.kept.Stored() && seglog.Checksum(one) == b.kept.CRC || !b.kept.Mapped() {
+			continue
+		}
+		// It may lie elsewhere by now.
+		v, _ := version(b.head)
+		there, err := pl.readKept(pins, v, one)
+		if err == nil && !there {
+			err = fmt.Errorf("%w: version %d is not kept any more", block.ErrDamaged, v)
+		}
+		if err != nil {
+			return fmt.Errorf("block %d: %w", b.lba, err)
+		}
 	}
 	return nil
 }

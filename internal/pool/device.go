@@ -285,7 +285,7 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 }
 
 func (d *Device) extents(ctx context.Context, off, length int64, limit int) ([]block.Extent, error) {
-	if d.volume != nil && d.volume.place != nil && !d.volume.place.pending.Load() {
+	if d.volume != nil && d.volume.place != nil && d.volume.place.whole() {
 		return d.volume.place.extentsInFile(off, length, limit)
 	}
 	if d.file != nil {

@@ -192,3 +192,29 @@ func (p *Pool) States() []*catalogue.State {
 	defer p.mu.RUnlock()
 	return p.cat.States()
 }
+
+// Destage brings what lies in the log alone into an inplace volume's file.
+func (p *Pool) Destage(ctx context.Context, volume string) error {
+	return p.placeNamed(volume).destage(ctx)
+}
+
+// BeginDestage is the first half of Destage: what it returns is the rest.
+func (p *Pool) BeginDestage(ctx context.Context, volume string) (finish func() error, err error) {
+	pl := p.placeNamed(volume)
+	written, err := pl.writeLogged(ctx)
+	return func() error { return pl.settleWritten(written) }, err
+}
+
+// Logged counts the blocks of an inplace volume that may lie in the log alone.
+func (p *Pool) Logged(volume string) int {
+	o := p.placeNamed(volume).overlay
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.blocks)
+}
+
+func (p *Pool) placeNamed(volume string) *place {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.volumes[p.cat.VolumeByName(volume).Number].place
+}

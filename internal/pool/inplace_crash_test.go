@@ -3,6 +3,7 @@ package pool_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"path"
@@ -12,25 +13,67 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/pool"
-	"varve/internal/vfs"
 	"varve/internal/vfs/crashfs"
 )
 
-// inplaceActions are what crashes come in the middle of. Each is done to a volume of 16 blocks with snapshots old (of which a
-// part was overwritten since) and new, a bookmark mark and a clone of old.
+// inplaceActions are what crashes come in the middle of. Each is done to a volume of 20 blocks with snapshots old (of which a
+// part was overwritten since) and new, a bookmark mark and a clone of old. If anything may lie in the log alone, blocks 7 to 10 and 12 do.
 var inplaceActions = map[string]func(d *inplace){
-	"first write": func(d *inplace) { d.submit(writeOp(0, 3*block.Size), writeOp(40000, 1000)) },
-	"rewrite":     func(d *inplace) { d.submit(writeOp(8*block.Size, block.Size)) },
-	"zero":        func(d *inplace) { d.submit(op(block.OpZero, 0, 5*block.Size+100)) },
-	"discard":     func(d *inplace) { d.submit(op(block.OpDiscard, 0, 16*block.Size)) },
+	"first write":      func(d *inplace) { d.submit(writeOp(0, 3*block.Size), writeOp(40000, 1000)) },
+	"rewrite":          func(d *inplace) { d.submit(writeOp(8*block.Size, block.Size)) },
+	"part of a block":  func(d *inplace) { d.submit(writeOp(8*block.Size+100, 5000), writeOp(10*block.Size, 512)) },
+	"one block twice":  func(d *inplace) { d.submit(writeOp(block.Size, 8192), writeOp(block.Size+512, 512)) },
+	"much":             func(d *inplace) { d.submit(bigWrite(2 * block.Size)) },
+	"zero":             func(d *inplace) { d.submit(op(block.OpZero, 0, 5*block.Size+100)) },
+	"zero a rewritten": func(d *inplace) { d.submit(op(block.OpZero, 8*block.Size, block.Size)) },
+	"allocate zeros":   func(d *inplace) { d.submit(op(block.OpZeroAllocated, 8*block.Size+10, 2*block.Size)) },
+	"discard":          func(d *inplace) { d.submit(op(block.OpDiscard, 0, inplaceBlocks*block.Size)) },
 	"flush": func(d *inplace) {
 		d.submit(writeOp(0, 8192))
 		d.flush()
+	},
+	"flush between": func(d *inplace) {
+		d.submit(writeOp(7*block.Size, 8192))
+		d.flush()
+		d.submit(writeOp(8*block.Size, 8192))
+	},
+	"destage": func(d *inplace) { d.must(d.p.Destage(ctx, "v")) },
+	"write, destage, write": func(d *inplace) {
+		d.submit(writeOp(7*block.Size, 3*block.Size))
+		d.must(d.p.Destage(ctx, "v"))
+		d.submit(writeOp(8*block.Size, 8192))
+		d.flush()
+	},
+	"write while it is destaged": func(d *inplace) {
+		finish, err := d.p.BeginDestage(ctx, "v")
+		d.must(err)
+		d.submit(writeOp(8*block.Size, block.Size))
+		d.must(finish())
+	},
+	"snapshot while it is destaged": func(d *inplace) {
+		finish, err := d.p.BeginDestage(ctx, "v")
+		d.must(err)
+		d.snapshot("third")
+		d.submit(writeOp(8*block.Size, block.Size))
+		d.must(finish())
+		d.submit(bigWrite(0))
+	},
+	"rollback while it is destaged": func(d *inplace) {
+		finish, err := d.p.BeginDestage(ctx, "v")
+		d.must(err)
+		d.rollback("old")
+		d.must(finish())
+		d.must(d.p.CopyBack(ctx, "v", nil))
 	},
 	"snapshot": func(d *inplace) { d.snapshot("third") },
 	"write and snapshot": func(d *inplace) {
 		d.submit(writeOp(4096, 8192))
 		d.snapshot("third")
+	},
+	"snapshot, write, destage": func(d *inplace) {
+		d.snapshot("third")
+		d.submit(writeOp(8*block.Size, 8192))
+		d.must(d.p.Destage(ctx, "v"))
 	},
 	"delete":   func(d *inplace) { d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{{Volume: "v", Name: "new"}})) },
 	"rollback": func(d *inplace) { d.rollback("old") },
@@ -55,6 +98,16 @@ var inplaceActions = map[string]func(d *inplace){
 	"write while a rollback is not copied back": func(d *inplace) {
 		d.rollback("old")
 		d.submit(writeOp(8*block.Size+100, 5000))
+	},
+	"much while a rollback is not copied back": func(d *inplace) {
+		d.rollback("old")
+		d.submit(bigWrite(0))
+	},
+	"write, destage and copy back": func(d *inplace) {
+		d.rollback("old")
+		d.submit(writeOp(8*block.Size, block.Size), writeOp(0, 100))
+		d.must(d.p.Destage(ctx, "v"))
+		d.must(d.p.CopyBack(ctx, "v", nil))
 	},
 	"two rollbacks": func(d *inplace) {
 		d.rollback("old")
@@ -90,16 +143,22 @@ func (d *inplace) newest() string {
 
 func (d *inplace) rollback(to string) {
 	d.tb.Helper()
+	d.becoming = d.snapshots[to].data
 	kept, _, err := d.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: to})
 	d.must(err)
+	d.becoming = nil
 	d.snapshots[kept.Name] = d.head.clone()
 	d.head = d.snapshots[to].clone()
 	clear(d.dirty)
+	d.past = nil
 	d.clock.now = d.clock.now.Add(1e9)
 }
 
-func inplaceSetup(t *testing.T) *inplace {
-	d := newInplace(t, 16*block.Size, 1)
+const inplaceBlocks = 20
+
+func inplaceSetup(t *testing.T, overlay int64) *inplace {
+	d := newOverlaid(t, inplaceBlocks*block.Size, 1, overlay)
+	d.tracked = true
 	d.snapshot("old")
 	d.submit(writeOp(7*block.Size, 4*block.Size))
 	_, err := d.p.CreateBookmark(ctx, pool.SnapshotRef{Volume: "v", Name: "old"}, "mark")
@@ -114,47 +173,83 @@ func inplaceSetup(t *testing.T) *inplace {
 	return d
 }
 
+// overlays are how much may lie in the log and not in the file: enough for all, for some, nothing.
+var overlays = []int64{0, 6 * block.Size, -1}
+
 // TestInplaceAtEveryCrash crashes at every operation of the file system that an action takes: no snapshot that was there has
-// changed, none is half made, the head has what was flushed, and what differs from a snapshot is told.
+// changed, none is half made, the head has what was flushed, or of each byte something newer, and what differs from a snapshot is told.
 func TestInplaceAtEveryCrash(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(inplaceActions)) {
-		t.Run(name, func(t *testing.T) {
-			d := inplaceSetup(t)
-			before := d.head.clone()
-			known := maps.Clone(d.snapshots)
-			images := 0
-			d.fs.OnOp(func(n int, o crashfs.Op, err error) {
-				policies := append(crashfs.Policies(len(d.fs.Pending())), crashfs.ProcessCrash, crashfs.Random(uint64(n)))
-				for _, p := range policies {
-					images++
-					after := &afterCrash{
-						tb:     located{t, new(fmt.Sprintf("crash after operation %d (%v: %v), %v", n, o, err, p))},
-						fs:     d.fs.CrashImage(p),
-						before: before, known: known, clock: d.clock,
-						deletes:  name == "delete" || name == "reclaim",
-						putsBack: name == "put ranges back",
-					}
-					after.look()
-				}
+		for _, overlay := range overlays {
+			t.Run(fmt.Sprintf("%s/%d", name, overlay), func(t *testing.T) {
+				d := inplaceSetup(t, overlay)
+				images := crashDuring(t, d, name, func(d *inplace) []crashfs.Policy {
+					return append(crashfs.Policies(len(d.fs.Pending())), crashfs.Random(uint64(d.fs.Ops())))
+				})
+				t.Logf("%d crashes", images)
 			})
-			inplaceActions[name](d)
-			d.fs.OnOp(nil)
-			_ = d.p.Close(ctx)
-			t.Logf("%d crashes", images)
-		})
+		}
 	}
+}
+
+// TestInplaceAtEveryCrashAfterAnother does the same to what another action has left, with fewer ways to crash.
+func TestInplaceAtEveryCrashAfterAnother(t *testing.T) {
+	for _, first := range []string{
+		"first write", "part of a block", "much", "zero", "snapshot, write, destage", "rollback", "write while a rollback is not copied back", "reclaim", "checkpoint",
+	} {
+		for _, name := range []string{
+			"write, destage, write", "much", "part of a block", "discard", "snapshot while it is destaged", "rollback while it is destaged", "reclaim", "close",
+		} {
+			t.Run(first+", "+name, func(t *testing.T) {
+				if first == "reclaim" && name == "reclaim" {
+					t.Skip("there is one snapshot to delete")
+				}
+				d := inplaceSetup(t, 0)
+				inplaceActions[first](d)
+				if first == "reclaim" {
+					delete(d.snapshots, "new")
+				}
+				crashDuring(t, d, name, func(d *inplace) []crashfs.Policy {
+					return []crashfs.Policy{crashfs.DropAll, crashfs.Random(uint64(d.fs.Ops()))}
+				})
+			})
+		}
+	}
+}
+
+// crashDuring does an action, and at each operation of the file system looks at what crashes would leave.
+func crashDuring(t *testing.T, d *inplace, name string, policies func(*inplace) []crashfs.Policy) (images int) {
+	known, before := maps.Clone(d.snapshots), d.head.clone()
+	d.fs.OnOp(func(n int, o crashfs.Op, err error) {
+		for i, p := range append(policies(d), crashfs.ProcessCrash) {
+			images++
+			after := &afterCrash{
+				tb:       located{t, new(fmt.Sprintf("crash after operation %d (%v: %v), %v", n, o, err, p))},
+				fs:       d.fs.CrashImage(p),
+				possible: d.possible(i == len(policies(d))), known: known, clock: d.clock,
+				deletes: name == "delete" || name == "reclaim",
+				before:  before, putsBack: name == "put ranges back",
+			}
+			after.look()
+		}
+	})
+	inplaceActions[name](d)
+	d.fs.OnOp(nil)
+	_ = d.p.Close(ctx)
+	return images
 }
 
 // afterCrash looks at what a crash has left.
 type afterCrash struct {
-	tb      located
-	fs      *crashfs.FS
-	clock   *clock
-	before  heldState            // the head, all of it flushed
-	known   map[string]heldState // snapshots
-	deletes bool                 // of new
+	tb       located
+	fs       *crashfs.FS
+	clock    *clock
+	possible [][]byte             // what each byte of the head may be
+	known    map[string]heldState // snapshots
+	deletes  bool                 // of new
 
-	putsBack bool // putBackRanges of old, all or nothing
+	before   heldState // the head
+	putsBack bool      // putBackRanges of old, all or nothing
 }
 
 func (a *afterCrash) look() {
@@ -168,6 +263,11 @@ func (a *afterCrash) look() {
 	d.open()
 	defer func() { _ = d.p.Close(ctx) }()
 	head := d.read("v")
+	for off := range head {
+		if !slices.ContainsFunc(a.possible, func(p []byte) bool { return p[off] == head[off] }) {
+			a.tb.Fatalf("byte %d (block %d) of the volume is nothing that it was or was to be", off, off/block.Size)
+		}
+	}
 	there := map[string][]byte{}
 	list, err := d.p.Snapshots("v")
 	d.must(err)
@@ -211,18 +311,24 @@ func (a *afterCrash) look() {
 			return nil
 		}))
 		diff.Close()
-		for b := range int64(16) {
+		for b := range int64(inplaceBlocks) {
 			if lo, hi := b*block.Size, (b+1)*block.Size; !changed[b] && !bytes.Equal(head[lo:hi], a.known["old"].data[lo:hi]) {
 				a.tb.Fatalf("block %d differs from %s, and the diff does not say so", b, from)
 			}
 		}
 	}
+	// What lay in the log alone is found, and comes into the file.
+	d.must(d.p.Destage(ctx, "v"))
+	if !bytes.Equal(d.read("v"), head) {
+		a.tb.Fatalf("the volume changes when what is in the log is brought into its file")
+	}
 	// Overwriting everything changes no snapshot, and a rollback to it is complete.
 	dev, err := d.p.OpenVolume("v")
 	d.must(err)
-	all := writeOp(0, 16*block.Size)
-	dev.Submit(ctx, []*block.Op{all})
-	d.must(all.Err)
+	for _, o := range []*block.Op{writeOp(6*block.Size, 5*block.Size), writeOp(0, inplaceBlocks*block.Size)} {
+		dev.Submit(ctx, []*block.Op{o})
+		d.must(o.Err)
+	}
 	d.must(dev.Close())
 	for name, content := range there {
 		if !bytes.Equal(d.read("v@"+name), content) {
@@ -249,21 +355,31 @@ func (a *afterCrash) look() {
 
 // TestInplaceHeadKeepsWhatWasFlushed: what a flush has covered is there after a power cut.
 func TestInplaceHeadKeepsWhatWasFlushed(t *testing.T) {
-	d := inplaceSetup(t)
-	d.submit(writeOp(0, 16*block.Size))
-	d.flush()
-	d.crash(crashfs.DropAll, true)
-	d.verify()
-	d.must(d.p.Close(ctx))
+	for _, overlay := range overlays {
+		d := inplaceSetup(t, overlay)
+		d.submit(writeOp(0, inplaceBlocks*block.Size))
+		d.submit(writeOp(3*block.Size, 4*block.Size))
+		d.flush()
+		d.crash(crashfs.DropAll, true)
+		d.verify()
+		d.must(d.p.Close(ctx))
+	}
 }
 
 // TestInplaceUnderLoad: writers overwrite a volume while snapshots of it are made, read, compared and deleted: each is of one instant, in which every
 // writer's last acknowledged write is, and stays as it was.
 func TestInplaceUnderLoad(t *testing.T) {
-	const blocks, writers, rounds = 64, 4, 300
+	for _, overlay := range []int64{0, 12 * block.Size, -1} {
+		t.Run(fmt.Sprint(overlay), func(t *testing.T) { underLoad(t, overlay) })
+	}
+}
+
+func underLoad(t *testing.T, overlay int64) {
+	const blocks, writers, rounds = 64, 4, 150
 	dir := t.TempDir()
-	file := path.Join(dir, "disk")
-	p := openInplaceOS(t, dir, file, blocks*block.Size)
+	o := inplaceOptions(dir)
+	o.OverlayBytes = overlay
+	p := openInplaceOS(t, o, path.Join(dir, "disk"), blocks*block.Size)
 	work, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	// Each writer has blocks of its own, and writes a number into the first of them before the second.
@@ -276,9 +392,7 @@ func TestInplaceUnderLoad(t *testing.T) {
 			defer func() { _ = dev.Close() }()
 			for n := uint32(1); work.Err() == nil; n++ {
 				for _, lba := range []int64{int64(w), int64(w + writers + int(n)%8*writers)} {
-					o := &block.Op{Kind: block.OpWrite, Offset: lba * block.Size, Length: block.Size, Data: bytes.Repeat([]byte{byte(n), byte(n >> 8)}, block.Size/2)}
-					if dev.Submit(ctx, []*block.Op{o}); o.Err != nil {
-						t.Errorf("write: %v", o.Err)
+					if !writeNumber(t, dev, int(lba), n, n%4 == 0) {
 						return
 					}
 				}
@@ -298,10 +412,10 @@ func TestInplaceUnderLoad(t *testing.T) {
 			}
 		}
 		for w := range writers {
-			first := int(content[w*block.Size]) | int(content[w*block.Size+1])<<8
+			first := binary.LittleEndian.Uint32(content[w*block.Size:])
 			for k := range 8 {
 				at := (w + writers + k*writers) * block.Size
-				if second := int(content[at]) | int(content[at+1])<<8; second > first {
+				if second := binary.LittleEndian.Uint32(content[at:]); second > first {
 					t.Fatalf("snapshot %s has write %d of writer %d and not the one before it (%d)", name, second, w, first)
 				}
 			}
@@ -327,9 +441,8 @@ func TestInplaceUnderLoad(t *testing.T) {
 	}
 }
 
-func openInplaceOS(t *testing.T, dir, file string, size int64) *pool.Pool {
+func openInplaceOS(t *testing.T, o pool.Options, file string, size int64) *pool.Pool {
 	t.Helper()
-	o := pool.Options{FS: vfs.OS(), Dir: path.Join(dir, "pool"), SegmentBytes: 1 << 20, CheckpointBytes: 4 << 20, MapCacheBytes: 1 << 20}
 	if err := pool.Create(ctx, o); err != nil {
 		t.Fatal(err)
 	}

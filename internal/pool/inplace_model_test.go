@@ -29,6 +29,12 @@ type inplace struct {
 	bookmarks map[string]heldState // what there was, to compare with
 	clones    map[string]heldState
 	names     int
+
+	// What a crash may leave of the head, if that is to be told: what it was since it was last flushed, and what is being done to it.
+	tracked  bool
+	past     [][]byte
+	doing    []*block.Op
+	becoming []byte
 }
 
 // heldState is what a state holds: its bytes, and for each block which write it was that changed it last.
@@ -44,12 +50,16 @@ func (c heldState) clone() heldState {
 
 const diskImage = "/disk.img"
 
-func newInplace(tb tb, size int64, fill byte) *inplace {
+func newInplace(tb tb, size int64, fill byte) *inplace { return newOverlaid(tb, size, fill, 0) }
+
+// newOverlaid is newInplace with so many bytes that may lie in the log and not in the file.
+func newOverlaid(tb tb, size int64, fill byte, overlay int64) *inplace {
 	d := &inplace{
 		tb: tb, fs: crashfs.New(), clock: newClock(), dirty: map[int64]bool{},
 		snapshots: map[string]heldState{}, bookmarks: map[string]heldState{}, clones: map[string]heldState{},
 	}
 	d.opts = options(d.fs, d.clock)
+	d.opts.OverlayBytes = overlay
 	d.opts.OnEvent = func(e pool.Event) {
 		if e.Kind != pool.EventRecovered {
 			tb.Fatalf("event %+v", e)
@@ -92,13 +102,49 @@ func (d *inplace) submit(ops ...*block.Op) {
 	d.tb.Helper()
 	dev, err := d.p.OpenVolume("v")
 	d.must(err)
+	d.doing = ops
 	dev.Submit(ctx, ops)
+	d.doing = nil
+	d.was()
 	for _, o := range ops {
 		d.must(o.Err)
 		d.applied(dev, o)
 	}
 	d.must(dev.Close())
 }
+
+// was notes what the head was, before that changes.
+func (d *inplace) was() {
+	if d.tracked {
+		d.past = append(d.past, slices.Clone(d.head.data))
+	}
+}
+
+// possible is what a crash now may leave of each byte of the head, where the file system keeps some changes and not others; with power, only what is
+// being done is open.
+func (d *inplace) possible(power bool) [][]byte {
+	out := [][]byte{d.head.data}
+	if !power {
+		out = append(out, d.past...)
+	}
+	if d.becoming != nil {
+		out = append(out, d.becoming)
+	}
+	now := d.head.data
+	for _, o := range d.doing {
+		now = slices.Clone(now)
+		if part := now[o.Offset : o.Offset+o.Length]; o.Kind == block.OpWrite {
+			copy(part, o.Data)
+		} else {
+			clear(part)
+		}
+		out = append(out, now)
+	}
+	return out
+}
+
+// bigWrite is long enough to be done in place: a small one is done to the log first.
+func bigWrite(off int64) *block.Op { return writeOp(off, 68<<10) }
 
 // applied changes the model as an op did; of a discard, which may leave blocks alone, it looks what it did.
 func (d *inplace) applied(dev *pool.Device, o *block.Op) {
@@ -140,6 +186,13 @@ func (d *inplace) putBackWhile(do func(), snap string, ranges ...pool.Range) {
 	ref := pool.SnapshotRef{Volume: "v", Name: snap}
 	var done pool.PutBack
 	var err error
+	d.becoming = slices.Clone(then.data)
+	if ranges != nil {
+		d.becoming = slices.Clone(d.head.data)
+		for _, r := range ranges {
+			copy(d.becoming[r.Offset:r.Offset+r.Length], then.data[r.Offset:])
+		}
+	}
 	if ranges == nil {
 		done, err = d.p.RollbackWhole(ctx, ref, true)
 	} else {
@@ -152,6 +205,7 @@ func (d *inplace) putBackWhile(do func(), snap string, ranges ...pool.Range) {
 		})
 	}
 	d.must(err)
+	d.becoming, d.past = nil, nil
 	before := d.head.clone()
 	d.snapshots[done.Kept.Name] = before
 	for _, r := range done.Ranges {
@@ -184,6 +238,7 @@ func (d *inplace) flush() {
 	d.must(err)
 	d.must(errors.Join(dev.Flush(ctx), dev.Close()))
 	clear(d.dirty)
+	d.past = nil
 }
 
 func (d *inplace) snapshot(name string) {
@@ -198,6 +253,7 @@ func (d *inplace) snapshot(name string) {
 	d.must(err)
 	d.snapshots[name] = d.head.clone()
 	clear(d.dirty) // it synced the file
+	d.past = nil
 }
 
 // crash cuts the power, or ends the process.
@@ -308,9 +364,9 @@ func (d *inplace) diff(from pool.PointRef, then heldState) {
 // then, and compares everything with plain bytes.
 func TestInplaceAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		d := newInplace(t, rapid.SampledFrom([]int64{64 << 10, 1<<20 + 8192, 1<<20 + 4608}).Draw(t, "size"), 1)
+		size := rapid.SampledFrom([]int64{64 << 10, 1<<20 + 8192, 1<<20 + 4608}).Draw(t, "size")
+		d := newOverlaid(t, size, 1, rapid.SampledFrom([]int64{0, 0, 5 * block.Size, -1}).Draw(t, "overlay"))
 		defer func() { _ = d.p.Close(ctx) }()
-		size := int64(len(d.head.data))
 		name := rapid.SampledFrom([]string{"s1", "s2", "s3", "s4"})
 		some := func(m map[string]heldState) string {
 			if len(m) == 0 {
@@ -340,6 +396,7 @@ func TestInplaceAgainstModel(t *testing.T) {
 				d.submit(o)
 			}
 		}
+		var finish func() error // what has begun to be destaged
 		t.Repeat(map[string]func(*rapid.T){
 			"write": write, "write more": write, "write much": write,
 			"batch": func(t *rapid.T) {
@@ -348,7 +405,24 @@ func TestInplaceAgainstModel(t *testing.T) {
 					d.submit(all...)
 				}
 			},
-			"flush":    func(*rapid.T) { d.flush() },
+			"flush": func(*rapid.T) { d.flush() },
+			"destage": func(*rapid.T) {
+				d.must(d.p.Destage(ctx, "v"))
+				if n := d.p.Logged("v"); n > 0 {
+					t.Fatalf("%d blocks lie in the log alone after all were brought into the file", n)
+				}
+			},
+			"begin to destage": func(*rapid.T) {
+				f, err := d.p.BeginDestage(ctx, "v")
+				d.must(err)
+				finish = f
+			},
+			"go on destaging": func(*rapid.T) {
+				if finish != nil {
+					d.must(finish())
+					finish = nil
+				}
+			},
 			"snapshot": func(t *rapid.T) { d.snapshot(name.Draw(t, "name")) },
 			"delete snapshot": func(*rapid.T) {
 				s := some(d.snapshots)
@@ -450,12 +524,17 @@ func TestInplaceAgainstModel(t *testing.T) {
 				d.must(d.p.Close(ctx))
 				clear(d.dirty)
 				d.open()
+				finish = nil
 			},
 			"crash": func(t *rapid.T) {
+				finish = nil
 				policies := []crashfs.Policy{crashfs.KeepAll, crashfs.DropAll, crashfs.Torn, crashfs.Random(rapid.Uint64().Draw(t, "seed"))}
 				d.crash(rapid.SampledFrom(policies).Draw(t, "policy"), true)
 			},
-			"kill":   func(*rapid.T) { d.crash(crashfs.ProcessCrash, false) },
+			"kill": func(*rapid.T) {
+				finish = nil
+				d.crash(crashfs.ProcessCrash, false)
+			},
 			"verify": func(*rapid.T) { d.verify() },
 		})
 		d.verify()
@@ -467,6 +546,7 @@ func TestNothingIsKeptThatNobodyWants(t *testing.T) {
 	d := newInplace(t, 1<<20, 1)
 	defer func() { _ = d.p.Close(ctx) }()
 	kept := func() int64 {
+		d.must(d.p.Destage(ctx, "v"))
 		d.must(d.p.Cycle(ctx))
 		return d.p.KeptBytes("v")
 	}

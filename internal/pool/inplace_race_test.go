@@ -10,10 +10,10 @@ import (
 	"varve/internal/vfs"
 )
 
-// beforeRead is a file system in which something happens just before the disk of an inplace volume is read.
+// beforeRead is a file system in which something happens just before the disk of an inplace volume is read, once, or whenever it was written.
 type beforeRead struct {
 	vfs.FS
-	do func()
+	do, wrote func()
 }
 
 func (f *beforeRead) OpenDisk(name string, write bool) (vfs.File, error) {
@@ -40,6 +40,14 @@ func (f *readFile) NextData(off int64) (from, to int64, err error) {
 		do()
 	}
 	return f.File.NextData(off)
+}
+
+func (f *readFile) WriteAt(bufs [][]byte, off int64) error {
+	err := f.File.WriteAt(bufs, off)
+	if wrote := f.fs.wrote; wrote != nil {
+		wrote()
+	}
+	return err
 }
 
 // TestExtentsOfASnapshotLookAgain: what is in place when it is looked up is kept, and zeroed in the file, before the file is asked for holes.
@@ -139,4 +147,36 @@ func TestSnapshotWhileAWriteLooks(t *testing.T) {
 	}
 	d.same("v@new", want)
 	d.must(d.p.Close(ctx))
+}
+
+// TestSnapshotBetweenLookingAndTouching: what nobody has is not kept; a snapshot that comes to have it before the head's map says that it changes is
+// asked.
+func TestSnapshotBetweenLookingAndTouching(t *testing.T) {
+	for _, big := range []bool{false, true} {
+		d := newInplace(t, 1<<20, 1)
+		d.snapshot("a")
+		d.submit(writeOp(0, block.Size))
+		d.snapshot("b")
+		d.must(d.p.Destage(ctx, "v")) // the head has a version of block 0 that nobody else has
+		d.must(d.p.Close(ctx))
+		fs := &beforeRead{FS: d.fs}
+		d.opts.FS = fs
+		d.open()
+		d.submit(writeOp(16*block.Size, 1)) // the file is in use now
+		fs.do = func() { d.snapshot("c") }  // when the old content of block 1 is read
+		length := int64(2 * block.Size)
+		if big {
+			length = 68 << 10
+		}
+		o := writeOp(0, length)
+		dev, err := d.p.OpenVolume("v")
+		d.must(err)
+		dev.Submit(ctx, []*block.Op{o})
+		d.must(o.Err)
+		d.applied(dev, o)
+		d.must(dev.Close())
+		d.must(d.p.Destage(ctx, "v"))
+		d.verify()
+		d.must(d.p.Close(ctx))
+	}
 }

@@ -97,6 +97,7 @@ func TestBookmarkAloneSeesEveryChange(t *testing.T) {
 	d.submit(writeOp(8192, 4096), writeOp(40000, 9000))
 	d.fs.OnOp(nil)
 	d.verify()
+	d.must(d.p.Destage(ctx, "v"))
 	if n := d.p.KeptBytes("v"); n != 0 {
 		t.Errorf("%d bytes are kept for nobody", n)
 	}

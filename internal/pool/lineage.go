@@ -228,7 +228,9 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		kept.tree.Freeze(p.cat.Head(p.cat.Volume(kept.number)).Epoch, p.nextGen())
 		kept.mu.Unlock()
 	case op.Settled != nil:
-		p.volumes[op.Settled.Number].place.pending.Store(false)
+		pl := p.volumes[op.Settled.Number].place
+		pl.pending.Store(false)
+		signal(pl.overlay.kick)
 		p.refreshKeep()
 		p.reclaimer.deleted.Store(true)
 	}

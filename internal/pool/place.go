@@ -14,12 +14,13 @@ import (
 	"varve/internal/block"
 	"varve/internal/pool/blockmap"
 	"varve/internal/pool/catalogue"
+	"varve/internal/pool/seglog"
 	"varve/internal/vfs"
 )
 
 // place is the file of an inplace volume while the pool is open: see docs/design/inplace.md.
 //
-// Lock order: a reservation of ranges; leadership of the committer; gate; mu.
+// Lock order: a reservation of ranges; gate; leadership of the committer; mu.
 type place struct {
 	pool     *Pool
 	volume   *volume
@@ -27,10 +28,11 @@ type place struct {
 	path     string
 	readOnly bool
 
-	next    atomic.Uint64 // version; given by the committer's leader
+	next    atomic.Uint64 // version
 	pending atomic.Bool   // a rollback is not copied back yet
+	overlay *overlay
 	ranges  ranges
-	// gate is held shared from when a writer has looked at the epoch until it is in the file, and alone while the epoch changes.
+	// gate is held shared from when a writer has looked at the epoch until it is in the file or the log, and alone while the epoch changes.
 	gate sync.RWMutex
 
 	mu     sync.Mutex
@@ -38,11 +40,17 @@ type place struct {
 	lock   io.Closer
 	broken error // why there is no file, or none that can be relied on
 	inUse  atomic.Bool
+
+	written atomic.Uint64 // counts what clients did to the file
+	synced  atomic.Uint64 // one more than that was when all of it had been synced: after opening, nothing has
+	syncing sync.Mutex    // held across a sync for clients, so that many share one
+
+	stop context.CancelFunc // ends what destages; nil: nothing does
 }
 
 // newPlace describes the file of a volume, and opens nothing.
 func (p *Pool) newPlace(v *catalogue.Volume) *place {
-	pl := &place{pool: p, path: v.Place.Path, readOnly: v.Place.ReadOnly, broken: errNotOpen}
+	pl := &place{pool: p, path: v.Place.Path, readOnly: v.Place.ReadOnly, broken: errNotOpen, overlay: newOverlay(p.opts.OverlayBytes)}
 	pl.next.Store(v.Place.Next)
 	pl.pending.Store(len(v.Place.Bases) > 0)
 	return pl
@@ -75,12 +83,14 @@ func (p *Pool) openPlaces() {
 			continue
 		}
 		if seal := v.Place.Seal; seal.Closed {
+			pl.overlay.all() // and none is left
 			if err := pl.compare(&seal); err != nil {
 				p.suspect(v, err)
 			}
 		} else {
 			pl.inUse.Store(true)
 		}
+		pl.startDestaging()
 	}
 }
 
@@ -122,6 +132,17 @@ func (pl *place) open(sizeBytes int64) error {
 	return nil
 }
 
+// whole tells whether the file has all that the head has.
+func (pl *place) whole() bool { return pl.overlay.empty.Load() && !pl.pending.Load() }
+
+// versions gives n versions, of which it returns the first.
+func (pl *place) versions(n uint64) uint64 { return pl.next.Add(n) - n }
+
+// versioned is a change that gives blocks new versions.
+func (pl *place) versioned(kind seglog.Kind, of span, first uint64, pins *blockmap.Pins) change {
+	return change{volume: pl.volume, pins: pins, entry: seglog.Entry{Kind: kind, Volume: pl.volume.number, LBA: of.lo, Count: of.hi - of.lo, Version: first}}
+}
+
 func (pl *place) fail(err error) error {
 	err = fmt.Errorf("file %s: %w", pl.path, err)
 	pl.mu.Lock()
@@ -146,10 +167,31 @@ func (pl *place) failed(what string, err error) error {
 	return err
 }
 
-// sync makes what was written to the file durable. After a failure nobody knows what is: nothing more is written.
+// sync makes what clients wrote to the file durable.
 func (pl *place) sync() error {
+	if _, err := pl.get(); err != nil || pl.readOnly {
+		return err
+	}
+	if pl.synced.Load() > pl.written.Load() {
+		return nil
+	}
+	pl.syncing.Lock()
+	defer pl.syncing.Unlock()
+	now := pl.written.Load()
+	if pl.synced.Load() > now {
+		return nil
+	}
+	if err := pl.syncFile(); err != nil {
+		return err
+	}
+	pl.synced.Store(now + 1)
+	return nil
+}
+
+// syncFile makes all of the file durable. After a failure nobody knows what is: nothing more is written.
+func (pl *place) syncFile() error {
 	file, err := pl.get()
-	if err != nil || pl.readOnly {
+	if err != nil {
 		return err
 	}
 	if err := file.Sync(); err != nil {
@@ -215,7 +257,7 @@ func (pl *place) use() error {
 	return err
 }
 
-// closePlaces makes the files durable and seals them. What cannot be sealed counts as in use.
+// closePlaces brings into the files what lies in the log alone, makes them durable and seals them. What cannot be sealed counts as in use.
 func (p *Pool) closePlaces() error {
 	var failed error
 	for _, v := range p.cat.Volumes() {
@@ -229,8 +271,15 @@ func (p *Pool) closePlaces() error {
 		if _, err := pl.get(); err != nil { // which was told
 			continue
 		}
-		if err := pl.sync(); err != nil {
+		err := pl.destage(context.Background())
+		if err == nil {
+			err = pl.sync()
+		}
+		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("volume %q: %w", v.Name, err))
+			continue
+		}
+		if !pl.overlay.empty.Load() { // there was a crash before a rollback was copied back: what is behind is not known yet
 			continue
 		}
 		seal, err := pl.seal()
@@ -248,6 +297,9 @@ func (p *Pool) closePlaces() error {
 }
 
 func (pl *place) close() {
+	if pl.stop != nil {
+		pl.stop()
+	}
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	if pl.file != nil {
@@ -268,15 +320,15 @@ type PlaceSpec struct {
 
 // AdoptVolume makes an inplace volume of a raw file or block device where it lies, of which nothing is changed; or, with a
 // size, of a new file. A file that cannot be written is adopted read-only. ErrInvalid, ErrExists, ErrInUse.
-func (p *Pool) AdoptVolume(_ context.Context, spec PlaceSpec) (VolumeInfo, error) {
-	info, err := p.adopt(spec)
+func (p *Pool) AdoptVolume(ctx context.Context, spec PlaceSpec) (VolumeInfo, error) {
+	info, err := p.adopt(ctx, spec)
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %q in %s: %w", spec.Name, spec.Path, err)
 	}
 	return info, nil
 }
 
-func (p *Pool) adopt(spec PlaceSpec) (VolumeInfo, error) {
+func (p *Pool) adopt(ctx context.Context, spec PlaceSpec) (VolumeInfo, error) {
 	fs := p.opts.FS
 	if !path.IsAbs(spec.Path) {
 		return VolumeInfo{}, fmt.Errorf("%w path: it is not absolute", ErrInvalid)
@@ -298,7 +350,7 @@ func (p *Pool) adopt(spec PlaceSpec) (VolumeInfo, error) {
 			return VolumeInfo{}, err
 		}
 	}
-	info, err := p.adoptFile(spec)
+	info, err := p.adoptFile(ctx, spec)
 	if err != nil && made {
 		err = errors.Join(err, fs.Remove(spec.Path))
 	}
@@ -330,7 +382,7 @@ func makeFile(fs vfs.FS, name string, sizeBytes int64) error {
 	return nil
 }
 
-func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
+func (p *Pool) adoptFile(ctx context.Context, spec PlaceSpec) (VolumeInfo, error) {
 	fs := p.opts.FS
 	info, err := fs.Stat(spec.Path)
 	if err != nil {
@@ -381,8 +433,10 @@ func (p *Pool) adoptFile(spec PlaceSpec) (VolumeInfo, error) {
 		return VolumeInfo{}, ErrNotFound
 	}
 	if err := v.place.open(size); err != nil {
-		return VolumeInfo{}, errors.Join(err, p.deleteVolume(spec.Name, false))
+		return VolumeInfo{}, errors.Join(err, p.deleteVolume(ctx, spec.Name, false))
 	}
+	v.place.overlay.all()
+	v.place.startDestaging()
 	return p.Volume(spec.Name)
 }
 

@@ -125,6 +125,8 @@ func (p *Pool) detachable(c *catalogue.Catalogue, v *catalogue.Volume) error {
 	pl := p.volumes[v.Number].place
 	if _, err := pl.get(); err == nil && pl.pending.Load() {
 		return fmt.Errorf("%w: a rollback is being copied back into its file; wait for that", ErrInUse)
+	} else if err == nil && !pl.whole() {
+		return fmt.Errorf("%w: it has just been written to, and not all of that is in its file yet; try again", ErrInUse)
 	}
 	return nil
 }

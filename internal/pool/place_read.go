@@ -61,7 +61,7 @@ var errSuspect = errors.New("its file was changed by somebody else since, and th
 // readHead reads from the file where all of it is in place.
 func (d *Device) readHead(b []byte, off int64, wait bool) (done bool, err error) {
 	pl := d.volume.place
-	if pl == nil || pl.pending.Load() {
+	if pl == nil || !pl.whole() {
 		return false, nil
 	}
 	return true, pl.read(b, off, wait)
@@ -227,5 +227,6 @@ func (pl *place) readKept(pins *blockmap.Pins, v uint64, b []byte) (bool, error)
 	if e[0].Epoch == 0 {
 		return false, nil
 	}
-	return true, pl.kept.readCurrent(&e[0], pins, v, b)
+	err := pl.kept.readCurrent(&e[0], pins, v, b)
+	return e[0].Epoch != 0, err // it may have come into the file meanwhile
 }

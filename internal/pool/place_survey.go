@@ -19,9 +19,19 @@ type survey struct {
 	epoch   uint64
 	touched []span        // blocks that get new versions
 	keeps   []keptVersion // what is in place and somebody else has
+	behind  []behind      // blocks that are not in place, though the head has them
+	old     []byte        // content of keeps
+
+	now, mine, its [blockmap.LeafBlocks]blockmap.Entry // scratch
 }
 
 type keptVersion struct{ version, lba uint64 }
+
+// behind is a block whose place in the file has not what the head has: that is kept.
+type behind struct {
+	lba        uint64
+	head, kept blockmap.Entry // in the head's map, and where the content lies
+}
 
 func (s *survey) look(spans []span) error {
 	pl := s.place
@@ -30,20 +40,26 @@ func (s *survey) look(spans []span) error {
 		return err
 	}
 	touches, parent := pl.watched()
-	pending := pl.pending.Load()
-	if !touches && !pending {
+	whole := pl.whole()
+	if !touches && whole {
 		return nil
 	}
 	var bases []blockmap.Root
-	if pending {
+	if pl.pending.Load() {
 		bases = pl.bases()
 	}
-	var now [blockmap.LeafBlocks]blockmap.Entry
+	now, mine := &s.now, &s.mine
 	for _, sp := range spans {
 		for lo := sp.lo; lo < sp.hi; {
 			n := min(sp.hi-lo, blockmap.LeafBlocks-lo%blockmap.LeafBlocks)
 			if err := pl.volume.lookup(s.pins, lo, now[:n]); err != nil {
 				return err
+			}
+			copy(mine[:n], now[:n])
+			if !whole {
+				if err := s.lag(lo, now[:n], mine[:n]); err != nil {
+					return err
+				}
 			}
 			for i := uint64(0); i < n; {
 				own := now[i].Epoch == s.epoch
@@ -53,7 +69,7 @@ func (s *survey) look(spans []span) error {
 				}
 				if !own {
 					s.touched = append(s.touched, span{lo + i, lo + k})
-					if err := s.wanted(lo+i, now[i:k], parent, bases); err != nil {
+					if err := s.wanted(lo+i, mine[i:k], parent, bases); err != nil {
 						return err
 					}
 				}
@@ -65,36 +81,62 @@ func (s *survey) look(spans []span) error {
 	return nil
 }
 
-// wanted finds which of the blocks from lba on, which are not the head's own, somebody has in the version that is in place: the
-// parent, where that is the head's version; or a base, where the head's is kept.
-func (s *survey) wanted(lba uint64, now []blockmap.Entry, parent *catalogue.State, bases []blockmap.Root) error {
-	mine, err := s.resolved(func(out []blockmap.Entry) error { copy(out, now); return nil }, len(now))
-	if err != nil {
-		return err
-	}
-	var its []blockmap.Entry
-	if parent != nil {
-		if its, err = s.entries(parent.Root, lba, len(now)); err != nil {
+// lag finds which of the blocks from lba on are not in place, and replaces them in mine by where they are kept.
+func (s *survey) lag(lba uint64, now, mine []blockmap.Entry) error {
+	pl := s.place
+	all := pl.pending.Load()
+	for i := 0; i < len(now); {
+		n := 1
+		if !all && !pl.overlay.may(lba+uint64(i)) {
+			i++
+			continue
+		}
+		for i+n < len(now) && (all || pl.overlay.may(lba+uint64(i+n))) {
+			n++
+		}
+		if err := waitFor(s.pins, func() error { return pl.resolve(s.pins, mine[i:i+n]) }); err != nil {
 			return err
 		}
+		for k := i; k < i+n; k++ {
+			if inFile(now[k]) && !inFile(mine[k]) {
+				s.behind = append(s.behind, behind{lba + uint64(k), now[k], mine[k]})
+			}
+		}
+		i += n
 	}
-	pending := 0
-	found := make([]bool, len(now))
-	for i := range now {
-		v, inPlace := version(mine[i])
-		if found[i] = inPlace; !inPlace {
-			pending++
-		} else if parent != nil {
-			if w, there := version(its[i]); there && w == v {
+	return nil
+}
+
+// wanted finds which of the blocks from lba on, which are not the head's own, somebody has in the version that is in place: the
+// parent, where that is the head's version; or a base, where the head's is kept. mine are the head's, resolved.
+func (s *survey) wanted(lba uint64, mine []blockmap.Entry, parent *catalogue.State, bases []blockmap.Root) error {
+	if parent != nil {
+		its := s.its[:len(mine)]
+		if err := waitFor(s.pins, func() error { return parent.Root.Lookup(s.pins, lba, its) }); err != nil {
+			return err
+		}
+		for i := range its {
+			v, there := version(mine[i])
+			if w, ok := version(its[i]); ok && there && w == v {
 				s.keeps = append(s.keeps, keptVersion{v, lba + uint64(i)})
 			}
+		}
+	}
+	if len(bases) == 0 {
+		return nil
+	}
+	pending := 0
+	found := make([]bool, len(mine))
+	for i := range mine {
+		if found[i] = inFile(mine[i]); !found[i] {
+			pending++
 		}
 	}
 	for _, root := range slices.Backward(bases) { // the newest whose version is not kept is the one that is in place
 		if pending == 0 {
 			break
 		}
-		has, err := s.entries(root, lba, len(now))
+		has, err := s.entries(root, lba, len(mine))
 		if err != nil {
 			return err
 		}
@@ -111,13 +153,9 @@ func (s *survey) wanted(lba uint64, now []blockmap.Entry, parent *catalogue.Stat
 
 // entries looks blocks of a map up, and what is kept of them.
 func (s *survey) entries(root blockmap.Root, lba uint64, n int) ([]blockmap.Entry, error) {
-	return s.resolved(func(out []blockmap.Entry) error { return root.Lookup(s.pins, lba, out) }, n)
-}
-
-func (s *survey) resolved(look func([]blockmap.Entry) error, n int) ([]blockmap.Entry, error) {
 	out := make([]blockmap.Entry, n)
 	err := waitFor(s.pins, func() error {
-		if err := look(out); err != nil {
+		if err := root.Lookup(s.pins, lba, out); err != nil {
 			return err
 		}
 		return s.place.resolve(s.pins, out)
@@ -196,14 +234,19 @@ func (s *survey) keepAll(ctx context.Context) error {
 		return err
 	}
 	for _, t := range s.touched {
-		w.changes = append(w.changes, change{volume: pl.volume, pins: s.pins, epoch: s.epoch, entry: seglog.Entry{
-			Kind: seglog.KindTouch, Volume: pl.volume.number, LBA: t.lo, Count: t.hi - t.lo,
-		}})
+		w.changes = append(w.changes, s.touch(t, pl.versions(t.hi-t.lo)))
 	}
 	if err := p.commitChanges(w); err != nil {
 		return err
 	}
 	return p.log.Flush(p.log.LastSeq())
+}
+
+// touch is a change that gives blocks new versions, unless a snapshot was made since the survey looked.
+func (s *survey) touch(of span, first uint64) change {
+	ch := s.place.versioned(seglog.KindTouch, of, first, s.pins)
+	ch.epoch = s.epoch
+	return ch
 }
 
 // commitChanges puts a request's changes into the log and the maps.
@@ -225,44 +268,23 @@ func (s *survey) keepOld(w *write) error {
 	slices.SortFunc(s.keeps, func(a, b keptVersion) int {
 		return int(int64(a.lba) - int64(b.lba))
 	})
-	buf := make([]byte, len(s.keeps)*block.Size)
+	n := len(s.keeps) * block.Size
+	s.old = slices.Grow(s.old[:0], n)[:n]
 	for i := 0; i < len(s.keeps); { // what lies together is read together
 		n := 1
 		for i+n < len(s.keeps) && s.keeps[i+n].lba == s.keeps[i].lba+uint64(n) {
 			n++
 		}
-		if err := pl.read(buf[i*block.Size:(i+n)*block.Size], int64(s.keeps[i].lba)*block.Size, true); err != nil {
+		if err := pl.read(s.old[i*block.Size:(i+n)*block.Size], int64(s.keeps[i].lba)*block.Size, true); err != nil {
 			return err
 		}
 		i += n
 	}
-	w.crcs = slices.Grow(w.crcs[:0], len(s.keeps))
-	var e [1]blockmap.Entry
-	for i := 0; i < len(s.keeps); {
-		first := s.keeps[i]
-		zero := bytes.Equal(buf[i*block.Size:(i+1)*block.Size], zeroBlock)
-		n := 1
-		for i+n < len(s.keeps) && n < seglog.MaxPayloadBlocks && s.keeps[i+n].version == first.version+uint64(n) &&
-			bytes.Equal(buf[(i+n)*block.Size:(i+n+1)*block.Size], zeroBlock) == zero {
-			n++
+	return pl.addKept(w, s.pins, len(s.keeps), func(i int) (uint64, []byte) {
+		b := s.old[i*block.Size : (i+1)*block.Size]
+		if bytes.Equal(b, zeroBlock) {
+			b = nil
 		}
-		entry := seglog.Entry{Kind: seglog.KindZero, Volume: pl.kept.number, LBA: first.version, Count: uint64(n)}
-		if !zero {
-			entry.Kind = seglog.KindData
-			entry.Payload = [][]byte{buf[i*block.Size : (i+n)*block.Size]}
-			from := len(w.crcs)
-			for k := range n {
-				w.crcs = append(w.crcs, seglog.Checksum(buf[(i+k)*block.Size:(i+k+1)*block.Size]))
-			}
-			entry.CRCs = w.crcs[from:len(w.crcs):len(w.crcs)]
-		}
-		for at := first.version; at < first.version+uint64(n); at = blockmap.LeafOf(at) + blockmap.LeafBlocks { // applying it must read nothing
-			if err := pl.kept.lookup(s.pins, at, e[:]); err != nil {
-				return damaged(err)
-			}
-		}
-		w.changes = append(w.changes, change{volume: pl.kept, pins: s.pins, entry: entry})
-		i += n
-	}
-	return nil
+		return s.keeps[i].version, b
+	})
 }

@@ -28,11 +28,11 @@ func (pl *place) submit(ctx context.Context, ops []*block.Op) {
 	v.resize.RLock()
 	defer v.resize.RUnlock()
 	size := v.size.Load()
-	var some []*block.Op // that are done together
-	var length int64
+	var some []*block.Op // that are done together: all small, or none
+	var length, most int64
 	flush := func() {
 		if len(some) > 0 {
-			pl.round(ctx, some)
+			pl.round(ctx, some, most == loggedBytes)
 			some, length = some[:0], 0
 		}
 	}
@@ -54,10 +54,15 @@ func (pl *place) submit(ctx context.Context, ops []*block.Op) {
 			pl.long(ctx, op)
 			continue
 		}
-		if length += op.Length; length > roundBytes {
-			flush()
-			length = op.Length
+		limit := int64(roundBytes)
+		if op.Length <= smallBytes && op.Kind != block.OpZeroAllocated {
+			limit = loggedBytes
 		}
+		if length+op.Length > limit || limit != most {
+			flush()
+		}
+		most = limit
+		length += op.Length
 		some = append(some, op)
 	}
 	flush()
@@ -97,17 +102,17 @@ func (pl *place) long(ctx context.Context, op *block.Op) {
 		if op.Kind == block.OpWrite {
 			part.Data = op.Data[done : done+n]
 		}
-		pl.round(ctx, []*block.Op{&part})
+		pl.round(ctx, []*block.Op{&part}, false)
 		op.Err = part.Err
 		done += n
 	}
 }
 
-// zeroAlready tells how many bytes from off on, in whole blocks, are a hole of the file, so that zeroing them is nothing. 0 while a
-// rollback is not copied back: then the file does not tell.
+// zeroAlready tells how many bytes from off on, in whole blocks, are a hole of the file, so that zeroing them is nothing. 0 while the
+// file has not all: then it does not tell.
 func (pl *place) zeroAlready(off, length int64) (int64, error) {
 	file, err := pl.get()
-	if err != nil || pl.pending.Load() {
+	if err != nil || !pl.whole() {
 		return 0, err
 	}
 	from, to, err := file.NextData(off)
@@ -120,55 +125,72 @@ func (pl *place) zeroAlready(off, length int64) (int64, error) {
 	return max(0, min(from-off, length)) / block.Size * block.Size, nil
 }
 
-// round performs ops of up to roundBytes: it has kept what they overwrite, and then writes them.
-func (pl *place) round(ctx context.Context, ops []*block.Op) {
+// round performs ops of up to roundBytes. Small ones may be logged; else it has kept what they overwrite, and then writes them.
+func (pl *place) round(ctx context.Context, ops []*block.Op, small bool) {
 	spans := make([]span, len(ops))
 	for i, op := range ops {
 		spans[i] = span{uint64(op.Offset) / block.Size, blocksIn(op.Offset + op.Length)}
 	}
+	spans = united(spans)
 	release := pl.ranges.reserve(spans)
 	defer release()
-	var err error
-	for _, op := range ops {
-		if err == nil {
-			err = pl.wholeFirst(ctx, op)
-		}
+	err := errNoOverlay
+	if small {
+		err = pl.roundLogged(ctx, ops, spans)
 	}
-	var open func()
-	if err == nil {
-		open, err = pl.ready(ctx, united(spans))
+	if errors.Is(err, errNoOverlay) {
+		err = pl.roundInPlace(ctx, ops, spans)
+	}
+	if errors.Is(err, block.ErrDamaged) { // what lies in the log is lost; in the log it can be replaced all the same
+		if e := pl.roundLogged(ctx, ops, spans); !errors.Is(e, errNoOverlay) {
+			err = e
+		}
 	}
 	if err != nil {
 		failAll(ops, fmt.Errorf("write volume %q at %d: %w", pl.volume.name(), ops[0].Offset, err))
-		return
-	}
-	defer open()
-	file, err := pl.get()
-	for _, op := range ops {
-		if err == nil {
-			op.Err = pl.write(file, op)
-		} else {
-			op.Err = err
-		}
 	}
 }
 
-// ready sees to it that spans, which are reserved, can be overwritten: whatever somebody else has of them is kept, and the head's map
-// says that they change; durably. It returns with the gate taken, and what opens it.
+// roundInPlace overwrites blocks, which are reserved, in the file.
+func (pl *place) roundInPlace(ctx context.Context, ops []*block.Op, spans []span) error {
+	open, err := pl.ready(ctx, spans)
+	if err != nil {
+		return err
+	}
+	defer open()
+	file, err := pl.get()
+	if err != nil {
+		return err
+	}
+	for _, op := range ops {
+		op.Err = pl.write(file, op)
+	}
+	return nil
+}
+
+// ready sees to it that spans, which are reserved, can be overwritten: the file has what the head has of them, whatever somebody else has is
+// kept, and the head's map says that they change; durably. It returns with the gate taken, and what opens it.
 func (pl *place) ready(ctx context.Context, spans []span) (open func(), err error) {
 	for {
 		s := survey{place: pl, pins: pl.pool.store.NewPins()}
 		if err := s.look(spans); err != nil {
 			return nil, damaged(err)
 		}
-		if len(s.touched) > 0 {
-			err := s.keep(ctx)
-			if errors.Is(err, errEpochPassed) || errors.Is(err, block.ErrNoSpace) && pl.dropSnapshots(ctx) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
+		var err error
+		switch {
+		case len(s.behind) > 0: // a write that is cut short must leave what was there, not what was in place
+			err = pl.bring(ctx, s.pins, s.behind)
+		case len(s.touched) > 0:
+			err = s.keep(ctx)
+		}
+		if errors.Is(err, errEpochPassed) || errors.Is(err, block.ErrNoSpace) && pl.dropSnapshots(ctx) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(s.behind) > 0 {
+			continue
 		}
 		pl.gate.RLock()
 		if _, epoch, err := pl.volume.present(); err == nil && epoch == s.epoch {
@@ -204,6 +226,7 @@ func (pl *place) write(file vfs.File, op *block.Op) error {
 	default:
 		err = writeZeros(file, op.Offset, op.Length)
 	}
+	pl.written.Add(1)
 	if err != nil {
 		return pl.failed("write", seglog.NoSpace(err))
 	}
@@ -278,19 +301,30 @@ func (pl *place) discardOwn(lo, hi uint64) error {
 	}
 	touches, _ := pl.watched()
 	entries := make([]blockmap.Entry, hi-lo)
-	if touches {
-		if err := pl.volume.lookup(pl.pool.store.NewPins(), lo, entries); err != nil {
+	if touches || !pl.whole() {
+		pins := pl.pool.store.NewPins()
+		err := pl.volume.lookup(pins, lo, entries)
+		if err == nil && !pl.whole() {
+			err = waitFor(pins, func() error { return pl.resolve(pins, entries) })
+		}
+		if err != nil {
 			return damaged(err)
 		}
 	}
+	// own is what is in place and nobody else has.
+	own := func(e blockmap.Entry) bool {
+		return (!touches || e.Epoch == epoch) && (e == blockmap.Entry{} || inFile(e))
+	}
 	for i := uint64(0); i < hi-lo; {
 		n := uint64(1)
-		own := !touches || entries[i].Epoch == epoch
-		for i+n < hi-lo && (!touches || entries[i+n].Epoch == epoch) == own {
+		is := own(entries[i])
+		for i+n < hi-lo && own(entries[i+n]) == is {
 			n++
 		}
-		if own {
-			if err := file.PunchHole(int64(lo+i)*block.Size, int64(n)*block.Size); err != nil {
+		if is {
+			err := file.PunchHole(int64(lo+i)*block.Size, int64(n)*block.Size)
+			pl.written.Add(1)
+			if err != nil {
 				return pl.failed("make a hole in", err)
 			}
 		}

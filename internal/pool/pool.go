@@ -49,6 +49,7 @@ type Options struct {
 	MapCacheBytes   int64            // of clean map nodes in memory; 0: 256 MiB
 	CheckpointBytes int64            // log between two checkpoints; 0: 256 MiB
 	SegmentBytes    int64            // of a new pool; 0: 64 MiB
+	OverlayBytes    int64            // of an inplace volume that may lie in the log and not in its file; 0: DefaultOverlayBytes, less: nothing
 	Clock           func() time.Time // nil: time.Now
 	OnEvent         func(Event)      // nil: dropped; called with locks held: must not block nor use the pool
 
@@ -66,6 +67,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = 64 << 20
+	}
+	if o.OverlayBytes == 0 {
+		o.OverlayBytes = DefaultOverlayBytes
 	}
 	if o.Clock == nil {
 		o.Clock = time.Now
@@ -107,6 +111,7 @@ type Pool struct {
 	super        atomic.Pointer[superblock] // the newest on disk; replaced under checkpointMu
 	checkpointer checkpointer
 	reclaimer    reclaimer
+	destaging    sync.WaitGroup // what brings blocks into files of inplace volumes
 
 	answers     answers
 	space       space
@@ -311,6 +316,7 @@ func (p *Pool) close() error {
 	p.mu.Unlock()
 	p.reclaimer.stop() // and with it those whom it holds back
 	p.requests.Wait()
+	p.stopDestaging()
 	p.checkpointer.stop()
 	defer p.abandon()
 	err := p.closePlaces()
@@ -330,6 +336,7 @@ func (p *Pool) closeLog() error {
 
 // abandon releases what the pool holds of the system, and saves nothing.
 func (p *Pool) abandon() {
+	p.stopDestaging()
 	for _, v := range p.volumes {
 		if v.place != nil {
 			v.place.close()

@@ -353,7 +353,7 @@ func (b *putter) undo() error {
 		return nil
 	}
 	if filled != nil {
-		if err := p.deleteVolume(b.name, true); err != nil {
+		if err := p.deleteVolume(context.Background(), b.name, true); err != nil {
 			return fmt.Errorf("undo it: %w", err)
 		}
 	}

@@ -347,7 +347,7 @@ func TestRollbackRangesUnderLoad(t *testing.T) {
 func rollbackUnderLoad(t *testing.T, inplace bool) {
 	const blocks, rounds = 2048, 8
 	dir := t.TempDir()
-	p := openInplaceOS(t, dir, path.Join(dir, "disk"), blocks*block.Size)
+	p := openInplaceOS(t, inplaceOptions(dir), path.Join(dir, "disk"), blocks*block.Size)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -433,7 +433,7 @@ func rollbackUnderLoad(t *testing.T, inplace bool) {
 func TestRollbackRangesOfHoles(t *testing.T) {
 	const size = 80 << 20
 	dir := t.TempDir()
-	p := openInplaceOS(t, dir, path.Join(dir, "disk"), size)
+	p := openInplaceOS(t, inplaceOptions(dir), path.Join(dir, "disk"), size)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

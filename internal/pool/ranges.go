@@ -13,16 +13,19 @@ type span struct{ lo, hi uint64 }
 // does so alone. The zero value is ready.
 type ranges struct {
 	mu    sync.Mutex
-	held  []span
+	held  []*reservation
 	freed chan struct{} // closed, and replaced, when something is given back; nil: nobody waits
 }
+
+// reservation is what somebody has reserved, in order.
+type reservation struct{ spans []span }
 
 // reserve waits until none of the spans is reserved, reserves all of them, and returns what gives them back. Who
 // holds a reservation must not ask for another one.
 func (r *ranges) reserve(spans []span) (release func()) {
-	spans = united(spans)
+	own := &reservation{united(spans)}
 	r.mu.Lock()
-	for r.taken(spans) {
+	for r.taken(own) {
 		if r.freed == nil {
 			r.freed = make(chan struct{})
 		}
@@ -31,16 +34,12 @@ func (r *ranges) reserve(spans []span) (release func()) {
 		<-freed
 		r.mu.Lock()
 	}
-	r.held = append(r.held, spans...)
+	r.held = append(r.held, own)
 	r.mu.Unlock()
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		for _, s := range spans {
-			i := slices.Index(r.held, s)
-			r.held[i] = r.held[len(r.held)-1]
-			r.held = r.held[:len(r.held)-1]
-		}
+		r.held = slices.DeleteFunc(r.held, func(o *reservation) bool { return o == own })
 		if r.freed != nil {
 			close(r.freed)
 			r.freed = nil
@@ -48,12 +47,20 @@ func (r *ranges) reserve(spans []span) (release func()) {
 	}
 }
 
-func (r *ranges) taken(spans []span) bool {
-	for _, s := range spans {
-		for _, h := range r.held {
-			if s.lo < h.hi && h.lo < s.hi {
-				return true
-			}
+func (r *ranges) taken(own *reservation) bool {
+	return slices.ContainsFunc(r.held, own.meets)
+}
+
+// meets tells whether two reservations have a block in common.
+func (r *reservation) meets(o *reservation) bool {
+	few, many := r.spans, o.spans
+	if len(few) > len(many) {
+		few, many = many, few
+	}
+	for _, s := range few {
+		i, _ := slices.BinarySearchFunc(many, s.lo, func(m span, lo uint64) int { return cmp.Compare(m.hi, lo+1) })
+		if i < len(many) && many[i].lo < s.hi {
+			return true
 		}
 	}
 	return false
@@ -68,6 +75,19 @@ func united(spans []span) []span {
 			out[n-1].hi = max(out[n-1].hi, s.hi)
 		} else if s.lo < s.hi {
 			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// spansOf joins blocks, in order, to spans.
+func spansOf(lbas []uint64) []span {
+	var out []span
+	for _, lba := range lbas {
+		if n := len(out); n > 0 && out[n-1].hi == lba {
+			out[n-1].hi++
+		} else {
+			out = append(out, span{lba, lba + 1})
 		}
 	}
 	return out

@@ -240,14 +240,16 @@ func (p *Pool) cutOff(pr *proposal, v *volume, size, old int64) error {
 }
 
 // DeleteVolume deletes a volume and its bookmarks. ErrInUse while it has snapshots or open devices.
-func (p *Pool) DeleteVolume(_ context.Context, name string) error { return p.deleteVolume(name, false) }
-
-// DeleteIncomplete deletes a volume that was created Incomplete and never completed.
-func (p *Pool) DeleteIncomplete(_ context.Context, name string) error {
-	return p.deleteVolume(name, true)
+func (p *Pool) DeleteVolume(ctx context.Context, name string) error {
+	return p.deleteVolume(ctx, name, false)
 }
 
-func (p *Pool) deleteVolume(name string, incomplete bool) error {
+// DeleteIncomplete deletes a volume that was created Incomplete and never completed.
+func (p *Pool) DeleteIncomplete(ctx context.Context, name string) error {
+	return p.deleteVolume(ctx, name, true)
+}
+
+func (p *Pool) deleteVolume(ctx context.Context, name string, incomplete bool) error {
 	p.mu.RLock()
 	v := p.cat.VolumeByName(name)
 	var pl *place
@@ -257,7 +259,11 @@ func (p *Pool) deleteVolume(name string, incomplete bool) error {
 	p.mu.RUnlock()
 	if pl != nil && pl.inUse.Load() { // from now on the file is all there is
 		if _, broken := pl.get(); broken == nil {
-			if err := pl.sync(); err != nil {
+			err := pl.destage(ctx)
+			if err == nil {
+				err = pl.sync()
+			}
+			if err != nil {
 				return fmt.Errorf("delete volume %q: %w", name, err)
 			}
 		}

@@ -106,6 +106,8 @@ type Place struct {
 	// Suspect is the newest state that there was when somebody else was found to have changed the file, 0: never. What it and
 	// older ones have in place is not to be relied on, nor what was kept since, which is marked with SuspectEpoch or newer.
 	Suspect, SuspectEpoch uint64
+	// Whole is an epoch: of what the head has in older ones nothing lies in the log alone, but for a rollback that was not copied back.
+	Whole uint64
 }
 
 // Seal is what a file was when its volume was closed; zero while it is in use.

@@ -47,6 +47,7 @@ type placeImage struct {
 
 	Suspect      uint64 `cbor:"7,keyasint,omitempty"`
 	SuspectEpoch uint64 `cbor:"8,keyasint,omitempty"`
+	Whole        uint64 `cbor:"9,keyasint,omitempty"`
 }
 
 type stateImage struct {
@@ -240,6 +241,9 @@ func (c *Catalogue) verifyPlace(v *Volume) error {
 		kept := c.volumes[p.Kept]
 		if kept == nil || kept.KeptOf != v.Number || v.KeptOf != 0 || p.Next < FirstVersion {
 			return fmt.Errorf("volume %d, which should keep its versions, is not there", p.Kept)
+		}
+		if p.Whole > c.LastEpoch {
+			return fmt.Errorf("its file is whole up to epoch %d of %d", p.Whole, c.LastEpoch)
 		}
 		for _, id := range p.Bases {
 			if s := c.states[id]; s == nil || s.Volume != v.Number {

@@ -67,6 +67,7 @@ type SetPlace struct {
 	Number  uint64 `cbor:"1,keyasint"`
 	Seal    Seal   `cbor:"2,keyasint"`
 	Changed bool   `cbor:"3,keyasint,omitempty"` // somebody else has changed the file
+	Whole   uint64 `cbor:"4,keyasint,omitempty"` // as in Place; less than what is known: nothing new
 }
 
 // Complete says that snapshots are whole: what they have in place is durable.
@@ -333,7 +334,11 @@ func (c *Catalogue) changePlace(number uint64, change func(*Place)) error {
 }
 
 func (c *Catalogue) setPlace(o *SetPlace) error {
+	if o.Whole > c.LastEpoch {
+		return fmt.Errorf("set place: epoch %d of %d", o.Whole, c.LastEpoch)
+	}
 	return c.changePlace(o.Number, func(p *Place) {
+		p.Whole = max(p.Whole, o.Whole)
 		if p.Seal = o.Seal; o.Changed {
 			c.LastEpoch++
 			p.Suspect, p.SuspectEpoch = c.LastState, c.LastEpoch
