@@ -31,6 +31,17 @@ func (pl *place) startDestaging() {
 	pl.pool.destaging.Go(func() { pl.destages(ctx) })
 }
 
+// startDestaging is that of all places whose files are open.
+func (p *Pool) startDestaging() {
+	for _, v := range p.volumes {
+		if v.place != nil {
+			if _, err := v.place.get(); err == nil {
+				v.place.startDestaging()
+			}
+		}
+	}
+}
+
 // stopDestaging ends what destages all places, and waits for it.
 func (p *Pool) stopDestaging() {
 	for _, v := range p.volumes {
@@ -82,11 +93,12 @@ func (pl *place) destage(ctx context.Context) error {
 	if pl.overlay.empty.Load() || pl.readOnly {
 		return nil
 	}
+	turn := pl.turn.Load()
 	written, failed := pl.writeLogged(ctx)
 	if failed != nil && !errors.Is(failed, block.ErrDamaged) {
 		return failed
 	}
-	err := pl.settleWritten(written)
+	err := pl.settleWritten(written, turn)
 	if err == nil {
 		err = pl.noteWhole()
 	}
@@ -121,8 +133,8 @@ func (pl *place) writeLogged(ctx context.Context) (written []behind, err error) 
 }
 
 // settleWritten syncs the file, once for all blocks that were written, and then says that they are in place, as far as they are still what was
-// written.
-func (pl *place) settleWritten(written []behind) error {
+// written, and the volume was not rolled back since the turn in which that was.
+func (pl *place) settleWritten(written []behind, turn uint64) error {
 	if len(written) == 0 {
 		return nil
 	}
@@ -130,7 +142,7 @@ func (pl *place) settleWritten(written []behind) error {
 		return err
 	}
 	for some := range slices.Chunk(written, destageBlocks) {
-		if err := pl.unchanged(some); err != nil {
+		if err := pl.unchanged(some, turn); err != nil {
 			return err
 		}
 	}
@@ -180,14 +192,18 @@ func except(lbas []uint64, blocks []behind) []uint64 {
 	return out
 }
 
-// unchanged says of blocks that they are in place, as far as they are still what was written.
-func (pl *place) unchanged(blocks []behind) error {
+// unchanged says of blocks that they are in place, as far as they are still what was written. After a rollback a block may be behind as it was
+// then, and somebody have come to want what is in place meanwhile.
+func (pl *place) unchanged(blocks []behind, turn uint64) error {
 	lbas := make([]uint64, len(blocks))
 	for i, b := range blocks {
 		lbas[i] = b.lba
 	}
 	release := pl.ranges.reserve(spansOf(lbas))
 	defer release()
+	if pl.turn.Load() != turn {
+		return nil
+	}
 	pins := pl.pool.store.NewPins()
 	now, err := pl.behind(pins, spansOf(lbas))
 	if err != nil {

@@ -201,8 +201,9 @@ func (p *Pool) Destage(ctx context.Context, volume string) error {
 // BeginDestage is the first half of Destage: what it returns is the rest.
 func (p *Pool) BeginDestage(ctx context.Context, volume string) (finish func() error, err error) {
 	pl := p.placeNamed(volume)
+	turn := pl.turn.Load()
 	written, err := pl.writeLogged(ctx)
-	return func() error { return pl.settleWritten(written) }, err
+	return func() error { return pl.settleWritten(written, turn) }, err
 }
 
 // Logged counts the blocks of an inplace volume that may lie in the log alone.

@@ -218,7 +218,7 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		o := op.Rollback
 		p.freeze(o.Volume, o.KeptID, p.cat.State(o.To))
 		if pl := p.volumes[o.Volume].place; pl != nil {
-			pl.pending.Store(true)
+			pl.rolledBack()
 		}
 	case op.PutBack != nil:
 		p.takeOver(op.PutBack)

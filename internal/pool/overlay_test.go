@@ -235,6 +235,25 @@ func TestLoggedBlocksOfOlderEpochsAreFound(t *testing.T) {
 	d.must(d.p.Close(ctx))
 }
 
+// TestRollbackWhileItIsDestaged: after a rollback a block is behind as it was when it was written to the file, and another snapshot has what is in place.
+func TestRollbackWhileItIsDestaged(t *testing.T) {
+	d := newInplace(t, 64<<10, 1)
+	d.snapshot("s")
+	d.submit(writeOp(0, 4096))
+	d.snapshot("t")
+	finish, err := d.p.BeginDestage(ctx, "v")
+	d.must(err)
+	d.must(d.p.Destage(ctx, "v"))
+	d.snapshot("u")
+	d.rollback("t")
+	d.must(finish())
+	d.must(d.p.CopyBack(ctx, "v", nil))
+	d.submit(writeOp(0, 4096))
+	d.must(d.p.Destage(ctx, "v"))
+	d.verify()
+	d.must(d.p.Close(ctx))
+}
+
 // TestDestageWaitsForWhatIsLoggedMeanwhile: a block that has come into the file since, is a snapshot's now, and was logged again, is not overwritten
 // before the snapshot's content of it is durable.
 func TestDestageWaitsForWhatIsLoggedMeanwhile(t *testing.T) {

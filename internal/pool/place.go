@@ -30,6 +30,7 @@ type place struct {
 
 	next    atomic.Uint64 // version
 	pending atomic.Bool   // a rollback is not copied back yet
+	turn    atomic.Uint64 // counts rollbacks; changes while all blocks are reserved
 	overlay *overlay
 	ranges  ranges
 	// gate is held shared from when a writer has looked at the epoch until it is in the file or the log, and alone while the epoch changes.
@@ -90,7 +91,6 @@ func (p *Pool) openPlaces() {
 		} else {
 			pl.inUse.Store(true)
 		}
-		pl.startDestaging()
 	}
 }
 

@@ -59,6 +59,12 @@ func (p *Pool) complete(_ context.Context, gates []*place, ids []uint64) (took t
 	return time.Since(start), err
 }
 
+// rolledBack notes that the head has gone on from another state.
+func (pl *place) rolledBack() {
+	pl.pending.Store(true)
+	pl.turn.Add(1)
+}
+
 // rollable tells why an inplace volume cannot be rolled back to a snapshot.
 func (p *Pool) rollable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogue.State) error {
 	if p.volumes[v.Number].place != nil && s.Kind != catalogue.Copy && p.suspected(s) != 0 {

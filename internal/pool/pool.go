@@ -148,6 +148,7 @@ func openWritable(ctx context.Context, o Options, how *opening) (*Pool, error) {
 	keepReserve(&o)
 	p.checkpointer.start(p)
 	p.reclaimer.start(p)
+	p.startDestaging()
 	return p, nil
 }
 

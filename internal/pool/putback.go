@@ -380,7 +380,7 @@ func (p *Pool) takeOver(o *catalogue.PutBack) {
 	v.version++
 	v.mu.Unlock()
 	if v.place != nil {
-		v.place.pending.Store(true)
+		v.place.rolledBack()
 	}
 	p.refreshKeep()
 	p.reclaimer.deleted.Store(true)
