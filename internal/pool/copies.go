@@ -151,33 +151,34 @@ func partName(name string) string {
 	return path.Join(path.Dir(name), "."+path.Base(name)+".varve-part")
 }
 
-// UsedBy tells what has a file, by whatever path: a volume, or a snapshot whose content it is or is to be. Empty if nothing has.
-func (p *Pool) UsedBy(name string) string {
-	type identity struct{ dev, ino, rdev uint64 }
-	of := func(name string) (identity, bool) {
+// sameFile tells whether two paths lead to one file or device.
+func (p *Pool) sameFile(a, b string) bool {
+	if path.Clean(a) == path.Clean(b) {
+		return true
+	}
+	identity := func(name string) *syscall.Stat_t {
 		info, err := p.opts.FS.Stat(name)
 		if err != nil {
-			return identity{}, false
+			return nil
 		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return identity{}, false
-		}
-		return identity{st.Dev, st.Ino, st.Rdev}, true
+		st, _ := info.Sys().(*syscall.Stat_t)
+		return st
 	}
-	its, ok := of(name)
-	same := func(other string) bool {
-		if other == "" {
-			return false
-		}
-		o, known := of(other)
-		return path.Clean(other) == path.Clean(name) || ok && known && (o.dev == its.dev && o.ino == its.ino || its.rdev != 0 && o.rdev == its.rdev)
-	}
+	x, y := identity(a), identity(b)
+	return x != nil && y != nil && (x.Dev == y.Dev && x.Ino == y.Ino || x.Rdev != 0 && x.Rdev == y.Rdev)
+}
+
+// UsedBy tells what has a file, by whatever path: a volume, its mirror, or a snapshot whose content it is or is to be. Empty if nothing has.
+func (p *Pool) UsedBy(name string) string {
+	same := func(other string) bool { return other != "" && p.sameFile(other, name) }
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	for _, v := range p.cat.Volumes() {
 		if v.Place != nil && same(v.Place.Path) {
 			return fmt.Sprintf("volume %q", v.Name)
+		}
+		if v.Mirror != nil && same(v.Mirror.Path) {
+			return fmt.Sprintf("the mirror of volume %q", v.Name)
 		}
 	}
 	for _, s := range p.cat.States() {

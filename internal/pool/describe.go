@@ -45,6 +45,9 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.ListedCount(v), Making: p.making(v),
 		Bookmarks: p.cat.BookmarkCount(v), Copies: p.cat.CopyCount(v), Deleted: v.Deleted,
 	}
+	if v.Mirror != nil {
+		info.Leg = v.Mirror.Path
+	}
 	if base := p.cat.Volume(v.Base); base != nil && base != v {
 		info.Base = base.Name
 	}

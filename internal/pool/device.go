@@ -240,11 +240,7 @@ func (d *Device) Submit(ctx context.Context, ops []*block.Op) {
 	}
 	defer d.pool.end()
 	d.wrote.Store(true)
-	if d.volume.place != nil {
-		d.volume.place.submit(ctx, ops)
-	} else {
-		d.volume.submit(ctx, ops)
-	}
+	d.volume.write(ctx, ops)
 	for _, op := range ops {
 		d.damageMet("writing", op.Length, op.Offset, op.Err)
 	}
@@ -256,9 +252,11 @@ func (d *Device) Flush(context.Context) error {
 		return err
 	}
 	defer d.pool.end()
-	err := d.pool.log.Flush(d.pool.log.LastSeq())
-	if err == nil && d.volume != nil && d.volume.place != nil {
-		err = d.volume.place.sync()
+	var err error
+	if d.volume == nil {
+		err = d.pool.log.Flush(d.pool.log.LastSeq())
+	} else {
+		err = d.volume.flush()
 	}
 	if err != nil {
 		return fmt.Errorf("flush %s: %w", d.name(), err)

@@ -31,6 +31,7 @@ type VolumeInfo struct {
 	Broken   string // why its file cannot be used; empty if it can
 	Suspect  bool   // somebody else has changed its file since some of its snapshots were made
 	Deleted  bool   // it is there for its copies alone
+	Leg      string // the file that it is mirrored to; empty: none
 	// CopyingBack: a rollback has not been copied back into the file yet.
 	CopyingBack bool
 	// Base is the name of the inplace volume that a clone reads blocks from; empty for others.
@@ -171,6 +172,8 @@ const (
 	EventSpaceFull        = "space-full"        // a write was refused
 	EventPlaceLost        = "file-lost"         // the file of an inplace volume cannot be opened, read, written or synced
 	EventPlaceChanged     = "file-changed"      // somebody else changed it
+	EventMirrorFailed     = "mirror-failed"     // a leg cannot be opened, written or synced, and is not written any more
+	EventMirrorChanged    = "mirror-changed"    // somebody else changed a leg
 	EventSnapshotDropped  = "snapshot-dropped"  // there was no room for what it needed, and it was made to be given up then
 	EventRepaired         = "repaired"          // an operator had the pool repaired, and this was done
 )

@@ -190,6 +190,11 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		if v.Place != nil {
 			p.addPlace(v)
 		}
+	case op.AttachMirror != nil:
+		set := p.cat.Volume(op.AttachMirror.Regions)
+		p.volumes[set.Number] = p.newVolume(set, p.cat.Head(set), blockmap.Root{})
+	case op.DetachMirror != nil, op.SplitMirror != nil, op.JoinMirror != nil:
+		p.statesGone()
 	case op.SetVolume != nil:
 		v := p.cat.Volume(op.SetVolume.Number)
 		p.volumes[v.Number].label.Store(&v.Name)
@@ -220,6 +225,7 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		if pl := p.volumes[o.Volume].place; pl != nil {
 			pl.rolledBack()
 		}
+		p.unsync(o.Volume)
 	case op.PutBack != nil:
 		p.takeOver(op.PutBack)
 	case op.SetPlace != nil && op.SetPlace.Changed:
@@ -298,20 +304,28 @@ func findLive(c *catalogue.Catalogue, name string) (*catalogue.Volume, error) {
 // maxKeepFor is the longest time to live; times end in the year 2262.
 const maxKeepFor = 100 * 365 * 24 * time.Hour
 
+// checkSnapshot refuses what no snapshot can have.
+func checkSnapshot(spec *SnapshotSpec) error {
+	if err := checkName("snapshot", spec.Name); err != nil {
+		return err
+	}
+	if err := checkLabels(spec.Labels); err != nil {
+		return err
+	}
+	if spec.KeepFor < 0 || spec.KeepFor > maxKeepFor {
+		return fmt.Errorf("create snapshot: %w: it cannot be kept for %s, but for up to 100 years, or for ever", ErrInvalid, spec.KeepFor)
+	}
+	return nil
+}
+
 // CreateSnapshot freezes all volumes at one instant, each as a snapshot of that
 // name; all or none.
 func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec SnapshotSpec) ([]SnapshotInfo, Timing, error) {
 	if len(volumes) == 0 {
 		return nil, Timing{}, fmt.Errorf("create snapshot: %w: no volume named", ErrInvalid)
 	}
-	if err := checkName("snapshot", spec.Name); err != nil {
+	if err := checkSnapshot(&spec); err != nil {
 		return nil, Timing{}, err
-	}
-	if err := checkLabels(spec.Labels); err != nil {
-		return nil, Timing{}, err
-	}
-	if spec.KeepFor < 0 || spec.KeepFor > maxKeepFor {
-		return nil, Timing{}, fmt.Errorf("create snapshot: %w: it cannot be kept for %s, but for up to 100 years, or for ever", ErrInvalid, spec.KeepFor)
 	}
 	unready, err := p.readyForCopy(len(volumes), spec.Copy)
 	if err != nil {

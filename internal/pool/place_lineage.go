@@ -65,7 +65,7 @@ func (pl *place) rolledBack() {
 	pl.turn.Add(1)
 }
 
-// rollable tells why an inplace volume cannot be rolled back to a snapshot.
+// rollable tells why a volume cannot be rolled back to a snapshot.
 func (p *Pool) rollable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogue.State) error {
 	if p.volumes[v.Number].place != nil && s.Kind != catalogue.Copy && p.suspected(s) != 0 {
 		return fmt.Errorf("snapshot %q: %w: %w", SnapshotRef{v.Name, s.Name}, block.ErrDamaged, errSuspect)
@@ -75,6 +75,9 @@ func (p *Pool) rollable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogu
 
 // fits tells why a volume cannot be rolled back to content of that size.
 func (p *Pool) fits(c *catalogue.Catalogue, v *catalogue.Volume, sizeBytes int64) error {
+	if v.Mirror != nil && sizeBytes != c.Head(v).SizeBytes {
+		return fmt.Errorf("%w: the snapshot has %d bytes, the volume %d, and a mirror that has its size; detach that first", ErrInUse, sizeBytes, c.Head(v).SizeBytes)
+	}
 	pl := p.volumes[v.Number].place
 	if pl == nil {
 		return nil

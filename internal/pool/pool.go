@@ -112,6 +112,7 @@ type Pool struct {
 	checkpointer checkpointer
 	reclaimer    reclaimer
 	destaging    sync.WaitGroup // what brings blocks into files of inplace volumes
+	mirrorKeeper mirrorKeeper
 
 	answers     answers
 	space       space
@@ -145,10 +146,15 @@ func openWritable(ctx context.Context, o Options, how *opening) (*Pool, error) {
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
 	}
 	p.openPlaces()
+	if err := p.openMirrors(ctx); err != nil {
+		p.abandon()
+		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
+	}
 	keepReserve(&o)
 	p.checkpointer.start(p)
 	p.reclaimer.start(p)
 	p.startDestaging()
+	p.mirrorKeeper.start(p)
 	return p, nil
 }
 
@@ -302,25 +308,26 @@ func (p *Pool) dropIncomplete(ctx context.Context) error {
 // Close waits for running requests, flushes, writes a checkpoint and releases the
 // lock. Devices that are still open fail with block.ErrClosed from then on. The pool is closed
 // whatever the error, which tells what could not be saved.
-func (p *Pool) Close(context.Context) error {
+func (p *Pool) Close(ctx context.Context) error {
 	p.closing.Do(func() {
-		if err := p.close(); err != nil {
+		if err := p.close(context.WithoutCancel(ctx)); err != nil {
 			p.closeErr = fmt.Errorf("close pool %s: %w", p.opts.Dir, err)
 		}
 	})
 	return p.closeErr
 }
 
-func (p *Pool) close() error {
+func (p *Pool) close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
 	p.reclaimer.stop() // and with it those whom it holds back
 	p.requests.Wait()
 	p.stopDestaging()
+	p.mirrorKeeper.stop()
 	p.checkpointer.stop()
 	defer p.abandon()
-	err := p.closePlaces()
+	err := errors.Join(p.closeMirrors(ctx), p.closePlaces())
 	return errors.Join(err, p.closeLog())
 }
 
@@ -341,6 +348,9 @@ func (p *Pool) abandon() {
 	for _, v := range p.volumes {
 		if v.place != nil {
 			v.place.close()
+		}
+		if m := v.mirror.Load(); m != nil {
+			m.close()
 		}
 	}
 	p.log.Close()

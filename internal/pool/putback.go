@@ -382,6 +382,7 @@ func (p *Pool) takeOver(o *catalogue.PutBack) {
 	if v.place != nil {
 		v.place.rolledBack()
 	}
+	p.unsync(o.Volume)
 	p.refreshKeep()
 	p.reclaimer.deleted.Store(true)
 }

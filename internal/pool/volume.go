@@ -35,6 +35,10 @@ type volume struct {
 	puttingBack atomic.Bool // a rollback that copies is under way
 	internal    bool        // nobody sees it: what is written to it is not a client's
 
+	// gate is held shared by writes, and alone while the mirror comes, goes or is paused.
+	gate   sync.RWMutex
+	mirror atomic.Pointer[mirror] // nil: none
+
 	place *place // of an inplace volume
 	base  *place // in whose file blocks of it may lie: its own, or that of what it was cloned from; nil: none
 

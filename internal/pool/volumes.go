@@ -182,6 +182,8 @@ func (p *Pool) ResizeVolume(_ context.Context, name string, sizeBytes int64, shr
 			switch {
 			case old == sizeBytes:
 				return proposal{}, nil
+			case v.Mirror != nil:
+				return proposal{}, fmt.Errorf("%w: its mirror has its size; detach that first", ErrInUse)
 			case v.Place != nil:
 				return proposal{}, fmt.Errorf("%w: it lies in a file of its own; delete the volume, which leaves the file, change that, and adopt it again", ErrInvalid)
 			case old < sizeBytes:
@@ -282,6 +284,9 @@ func (p *Pool) deleteVolume(ctx context.Context, name string, incomplete bool) e
 		}
 		if v.Deleted {
 			return proposal{}, fmt.Errorf("%w: it was deleted before; it goes with the last of its copies", ErrInUse)
+		}
+		if v.Mirror != nil {
+			return proposal{}, fmt.Errorf("%w: it is mirrored to %s; detach that first", ErrInUse, v.Mirror.Path)
 		}
 		op := &catalogue.DeleteVolume{Number: v.Number}
 		deletes := []uint64{v.Head}

@@ -30,7 +30,8 @@ type imageVolume struct {
 	Base   uint64 `cbor:"11,keyasint"`
 
 	ContentOf uint64 `cbor:"12,keyasint"`
-	Deleted   bool   `cbor:"13,keyasint"`
+	mirrored
+	Deleted bool `cbor:"13,keyasint"`
 }
 
 type imageState struct {
@@ -69,6 +70,7 @@ type imageRoot struct {
 }
 
 type operation struct {
+	mirrorOperation
 	Create *struct {
 		Number uint64 `cbor:"1,keyasint"`
 		UUID   []byte `cbor:"2,keyasint"`
@@ -128,7 +130,10 @@ type operation struct {
 		ID uint64 `cbor:"1,keyasint"`
 	} `cbor:"10,keyasint"`
 	SetPool  map[int]any `cbor:"11,keyasint"`
-	SetPlace map[int]any `cbor:"12,keyasint"`
+	SetPlace *struct {
+		Number  uint64 `cbor:"1,keyasint"`
+		Changed bool   `cbor:"3,keyasint"`
+	} `cbor:"12,keyasint"`
 	Complete *struct {
 		IDs []uint64 `cbor:"1,keyasint"`
 	} `cbor:"13,keyasint"`
@@ -343,7 +348,13 @@ func (c *contents) apply(op *operation) error {
 		}
 	case op.Settled != nil:
 		c.settled(c.volumes[op.Settled.Number])
-	case op.Protect != nil, op.SetPool != nil, op.SetPlace != nil, op.Complete != nil:
+	case op.mirrors():
+		c.applyMirror(&op.mirrorOperation)
+	case op.SetPlace != nil:
+		if op.SetPlace.Changed {
+			c.unsync(op.SetPlace.Number)
+		}
+	case op.Protect != nil, op.SetPool != nil, op.Complete != nil:
 	case op.Rollback != nil:
 		o := op.Rollback
 		c.freeze(o.Volume, o.KeptID, o.KeptName)
@@ -353,6 +364,7 @@ func (c *contents) apply(op *operation) error {
 		if v := c.volumes[o.Volume]; v.Place != nil {
 			v.Place.Bases = append(v.Place.Bases, o.KeptID)
 		}
+		c.unsync(o.Volume)
 	case op.PutBack != nil:
 		o := op.PutBack
 		head, filled := c.head(o.Volume), c.head(o.Filled)
@@ -371,6 +383,7 @@ func (c *contents) apply(op *operation) error {
 		} else {
 			c.dissolve(was.Parent)
 		}
+		c.unsync(o.Volume)
 	case op.Bookmark != nil:
 		o, of := op.Bookmark, c.states[op.Bookmark.Of]
 		c.insert(&state{imageState{

@@ -92,6 +92,8 @@ type Volume struct {
 	KeptOf     uint64 // the number of the inplace volume that this one keeps versions of, which nobody sees
 	ContentOf  uint64 // the state whose content this one has or is to get, which nobody sees
 	Deleted    bool   // and there for its copies alone
+	Mirror     *Mirroring
+	RegionsOf  uint64 // the number of the volume whose mirror this one has the regions of
 }
 
 // Place is the file of an inplace volume. Places in a Catalogue are never changed, but replaced.

@@ -116,7 +116,7 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 		}
 	}
 	volumes := slices.DeleteFunc(c.Volumes(), func(v *Volume) bool { return v.Internal() || v.Deleted })
-	kind := rapid.SampledFrom([]string{"copy", "copy to a file", "copied", "copied", "cancel copy", "delete copy", "create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "fill", "put back", "put back", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
+	kind := rapid.SampledFrom([]string{"mirror", "mirror", "mirror", "copy", "copy to a file", "copied", "copied", "cancel copy", "delete copy", "create", "clone", "set", "resize", "delete volume", "snapshot", "snapshot", "group", "delete", "delete", "protect", "rollback", "rollback", "fill", "put back", "put back", "bookmark", "bookmark", "delete bookmark"}).Draw(t, "kind")
 	if kind == "create" || len(volumes) == 0 {
 		return &Op{CreateVolume: &CreateVolume{
 			Number: c.LastVolume + 1, UUID: uuid.New(), Name: name, SizeBytes: 4096, Labels: labels, CreatedAt: now,
@@ -125,12 +125,14 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	}
 	v := rapid.SampledFrom(volumes).Draw(t, "volume")
 	switch kind {
+	case "mirror":
+		return drawMirrorOp(t, c, v, name)
 	case "set":
 		return &Op{SetVolume: &SetVolume{Number: v.Number, Name: name, Labels: labels}}
 	case "resize":
 		return &Op{ResizeVolume: &ResizeVolume{Number: v.Number, SizeBytes: rapid.Int64Range(1, 1<<46).Draw(t, "size")}}
 	case "delete volume":
-		if c.SnapshotCount(v) == c.CopyCount(v) {
+		if c.SnapshotCount(v) == c.CopyCount(v) && v.Mirror == nil {
 			return &Op{DeleteVolume: &DeleteVolume{Number: v.Number}}
 		}
 	case "copied", "cancel copy":
@@ -210,6 +212,9 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 		}
 		return &Op{DeleteSnapshots: &DeleteSnapshots{IDs: ids}}
 	case "protect":
+		if len(copies) > 0 && rapid.Bool().Draw(t, "of a copy") {
+			s = rapid.SampledFrom(copies).Draw(t, "copy")
+		}
 		return &Op{Protect: &Protect{ID: s.ID, Protected: rapid.Bool().Draw(t, "on")}}
 	case "bookmark":
 		if len(copies) > 0 && rapid.Bool().Draw(t, "of a copy") {
@@ -303,6 +308,13 @@ func TestFold(t *testing.T) {
 		}
 		if err := c.Apply(&Op{DeleteSnapshots: &DeleteSnapshots{IDs: rapid.Permutation(ids).Draw(t, "order")}}); err != nil {
 			t.Fatal(err)
+		}
+		for _, v := range c.Volumes() {
+			if v.Mirror != nil {
+				if err := c.Apply(&Op{DetachMirror: &DetachMirror{Volume: v.Number}}); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 		demandSound(t, c)
 		for _, v := range c.Volumes() {

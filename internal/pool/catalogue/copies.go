@@ -69,7 +69,7 @@ type CancelCopy struct {
 func contentName(number uint64) string { return fmt.Sprintf("(copy %d)", number) }
 
 // Internal tells whether the volume is a part of another one, which nobody sees.
-func (v *Volume) Internal() bool { return v.KeptOf != 0 || v.ContentOf != 0 }
+func (v *Volume) Internal() bool { return v.KeptOf != 0 || v.ContentOf != 0 || v.RegionsOf != 0 }
 
 // Listed tells whether a state is a snapshot that can be seen: not one of an internal volume, nor one that is not whole yet.
 func (c *Catalogue) Listed(s *State) bool {

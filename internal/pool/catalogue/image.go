@@ -35,6 +35,8 @@ type volumeImage struct {
 	Base       uint64            `cbor:"11,keyasint,omitempty"`
 	ContentOf  uint64            `cbor:"12,keyasint,omitempty"`
 	Deleted    bool              `cbor:"13,keyasint,omitempty"`
+	Mirror     *mirrorImage      `cbor:"20,keyasint,omitempty"`
+	RegionsOf  uint64            `cbor:"21,keyasint,omitempty"`
 }
 
 type placeImage struct {
@@ -48,6 +50,15 @@ type placeImage struct {
 	Suspect      uint64 `cbor:"7,keyasint,omitempty"`
 	SuspectEpoch uint64 `cbor:"8,keyasint,omitempty"`
 	Whole        uint64 `cbor:"9,keyasint,omitempty"`
+}
+
+type mirrorImage struct {
+	Path    string `cbor:"1,keyasint"`
+	Regions uint64 `cbor:"2,keyasint"`
+	Synced  uint64 `cbor:"3,keyasint,omitempty"`
+	Failed  string `cbor:"4,keyasint,omitempty"`
+	Seal    Seal   `cbor:"5,keyasint"`
+	Joining bool   `cbor:"6,keyasint,omitempty"`
 }
 
 type stateImage struct {
@@ -98,10 +109,15 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: nanos(v.CreatedAt),
 			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head, KeptOf: v.KeptOf, Base: v.Base,
 			ContentOf: v.ContentOf, Deleted: v.Deleted,
+			RegionsOf: v.RegionsOf,
 		}
 		if v.Place != nil {
 			p := placeImage(*v.Place)
 			vi.Place = &p
+		}
+		if v.Mirror != nil {
+			m := mirrorImage(*v.Mirror)
+			vi.Mirror = &m
 		}
 		im.Volumes = append(im.Volumes, vi)
 	}
@@ -161,10 +177,15 @@ func Decode(p []byte) (*Catalogue, error) {
 			Number: v.Number, UUID: v.UUID, Name: v.Name, Labels: v.Labels, CreatedAt: unix(v.CreatedAt),
 			Origin: v.Origin, Incomplete: v.Incomplete, Head: v.Head, KeptOf: v.KeptOf, Base: v.Base,
 			ContentOf: v.ContentOf, Deleted: v.Deleted,
+			RegionsOf: v.RegionsOf,
 		}
 		if v.Place != nil {
 			p := Place(*v.Place)
 			c.volumes[v.Number].Place = &p
+		}
+		if v.Mirror != nil {
+			m := Mirroring(*v.Mirror)
+			c.volumes[v.Number].Mirror = &m
 		}
 		c.byName[v.Name] = v.Number
 	}
@@ -211,6 +232,9 @@ func (c *Catalogue) Verify() error {
 			return fmt.Errorf("volume %q has no head", v.Name)
 		}
 		if err := c.verifyPlace(v); err != nil {
+			return fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+		if err := c.verifyMirror(v); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
 	}

@@ -36,6 +36,11 @@ type Op struct {
 	CopyProgress    *CopyProgress    `cbor:"16,keyasint,omitempty"`
 	FinishCopy      *FinishCopy      `cbor:"17,keyasint,omitempty"`
 	CancelCopy      *CancelCopy      `cbor:"18,keyasint,omitempty"`
+	AttachMirror    *AttachMirror    `cbor:"20,keyasint,omitempty"`
+	SetMirror       *SetMirror       `cbor:"21,keyasint,omitempty"`
+	DetachMirror    *DetachMirror    `cbor:"22,keyasint,omitempty"`
+	SplitMirror     *SplitMirror     `cbor:"23,keyasint,omitempty"`
+	JoinMirror      *JoinMirror      `cbor:"24,keyasint,omitempty"`
 }
 
 // CreateVolume makes an empty volume, or, with From, a clone of that state.
@@ -214,7 +219,7 @@ func (c *Catalogue) Apply(op *Op) error {
 	case op.DeleteSnapshots != nil:
 		return c.deleteSnapshots(op.DeleteSnapshots.IDs)
 	case op.Protect != nil:
-		if c.snapshot(op.Protect.ID) == nil {
+		if s := c.states[op.Protect.ID]; s == nil || s.Kind != Snapshot && s.Kind != Copy {
 			return fmt.Errorf("protect: no snapshot %d", op.Protect.ID)
 		}
 		c.replace(op.Protect.ID, func(s *State) { s.Protected = op.Protect.Protected })
@@ -251,6 +256,16 @@ func (c *Catalogue) Apply(op *Op) error {
 		return c.finishCopy(op.FinishCopy)
 	case op.CancelCopy != nil:
 		return c.cancelCopy(op.CancelCopy.ID)
+	case op.AttachMirror != nil:
+		return c.attachMirror(op.AttachMirror)
+	case op.SetMirror != nil:
+		return c.setMirror(op.SetMirror)
+	case op.DetachMirror != nil:
+		return c.detachMirror(op.DetachMirror.Volume)
+	case op.SplitMirror != nil:
+		return c.splitMirror(op.SplitMirror)
+	case op.JoinMirror != nil:
+		return c.joinMirror(op.JoinMirror)
 	}
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }
@@ -337,6 +352,9 @@ func (c *Catalogue) setPlace(o *SetPlace) error {
 	if o.Whole > c.LastEpoch {
 		return fmt.Errorf("set place: epoch %d of %d", o.Whole, c.LastEpoch)
 	}
+	if o.Changed {
+		c.unsync(o.Number)
+	}
 	return c.changePlace(o.Number, func(p *Place) {
 		p.Whole = max(p.Whole, o.Whole)
 		if p.Seal = o.Seal; o.Changed {
@@ -386,6 +404,9 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	}
 	if c.SnapshotCount(v) > c.CopyCount(v) {
 		return fmt.Errorf("delete volume %q: it has snapshots", v.Name)
+	}
+	if v.Mirror != nil {
+		return fmt.Errorf("delete volume %q: it is mirrored", v.Name)
 	}
 	parent := c.states[v.Head].Parent
 	copies := c.SnapshotCount(v) > 0
@@ -482,6 +503,7 @@ func (c *Catalogue) rollback(o *Rollback) error {
 	c.LastEpoch++
 	c.replace(v.Head, func(s *State) { s.Epoch, s.SizeBytes = c.LastEpoch, to.SizeBytes })
 	c.reparent(v.Head, c.tip(o.To))
+	c.unsync(o.Volume)
 	if v.Place == nil {
 		return nil
 	}

@@ -33,6 +33,7 @@ func (c *Catalogue) putBack(o *PutBack) error {
 	c.reparent(old.ID, end.Parent)
 	c.replace(old.ID, func(s *State) { s.Epoch, s.SizeBytes = c.LastEpoch, end.SizeBytes })
 	c.replace(kept.ID, func(s *State) { s.Pending, s.Automatic = false, true })
+	c.unsync(o.Volume)
 	if v.Place == nil {
 		c.dissolve(old.Parent)
 		return nil

@@ -1,0 +1,325 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"varve/internal/block"
+	"varve/internal/pool/catalogue"
+	"varve/internal/vfs"
+)
+
+// LegSpec says what file a volume is mirrored to.
+type LegSpec struct {
+	Path  string // absolute
+	Force bool   // what an existing file holds may be overwritten
+}
+
+// The states of a mirror.
+const (
+	MirrorSyncing = "syncing" // something has to be copied
+	MirrorInSync  = "in_sync"
+	MirrorSplit   = "split" // it is being split off
+	MirrorFailed  = "failed"
+)
+
+// MirrorInfo describes a volume's mirror at one instant.
+type MirrorInfo struct {
+	VolumeID     uuid.UUID
+	Volume, Path string
+	State        string
+	Progress     float64 // how much is the same on both sides, 0 to 1
+	Differing    int64   // bytes that have to be copied
+	Reason       string  // why it has failed
+}
+
+// Mirror describes a volume's mirror. ErrNotFound if it has none.
+func (p *Pool) Mirror(name string) (MirrorInfo, error) {
+	m, err := p.mirrorOf(name)
+	if err != nil {
+		return MirrorInfo{}, err
+	}
+	return m.info(), nil
+}
+
+// Mirrors describes the mirrors of all volumes, by name.
+func (p *Pool) Mirrors() []MirrorInfo {
+	var out []MirrorInfo
+	for _, m := range p.mirrors() {
+		out = append(out, m.info())
+	}
+	slices.SortFunc(out, func(a, b MirrorInfo) int { return strings.Compare(a.Volume, b.Volume) })
+	return out
+}
+
+func (m *mirror) info() MirrorInfo {
+	info := MirrorInfo{VolumeID: m.id, Volume: m.volume.name(), Path: m.path, State: MirrorSyncing, Progress: m.progress(), Differing: m.differing()}
+	switch d := m.dropped.Load(); {
+	case d != nil:
+		info.State, info.Reason = MirrorFailed, d.cause.Error()
+	case m.paused.Load():
+		info.State = MirrorSplit
+	case info.Differing == 0:
+		info.State = MirrorInSync
+	}
+	return info
+}
+
+// AttachMirror has a volume written to a file as well, which SyncMirror has to make what the volume is first. A file that does not exist
+// is made. One that does must be large enough and nobody's, and its content is lost, for which spec says Force; unless it is the leg
+// that has failed: then it is attached again, and only what was written meanwhile is copied. ErrInvalid, ErrExists, ErrInUse, ErrNotFound.
+func (p *Pool) AttachMirror(_ context.Context, name string, spec LegSpec) (MirrorInfo, error) {
+	if !p.begin() {
+		return MirrorInfo{}, fmt.Errorf("mirror volume %q: pool: %w", name, block.ErrClosed)
+	}
+	defer p.end()
+	m, err := p.attachMirror(name, spec)
+	if err != nil {
+		return MirrorInfo{}, fmt.Errorf("mirror volume %q to %s: %w", name, spec.Path, err)
+	}
+	return m.info(), nil
+}
+
+func (p *Pool) attachMirror(name string, spec LegSpec) (*mirror, error) {
+	if !path.IsAbs(spec.Path) {
+		return nil, fmt.Errorf("%w path: it is not absolute", ErrInvalid)
+	}
+	if inside(p.opts.Dir, spec.Path) {
+		return nil, fmt.Errorf("%w path: it lies in the pool's own directory", ErrInvalid)
+	}
+	p.adopting.Lock() // a file that two become something of would not be seen by either
+	defer p.adopting.Unlock()
+	v, old, err := p.mirrorable(name)
+	if err != nil {
+		return nil, err
+	}
+	size := v.size.Load()
+	if old != nil {
+		if old.dropped.Load() == nil || !p.sameFile(old.path, spec.Path) {
+			return nil, fmt.Errorf("%w: the volume is mirrored to %s already; detach that first", ErrInUse, old.path)
+		}
+		return old, old.again(size)
+	}
+	made, err := p.legFile(spec, size)
+	if err != nil {
+		return nil, err
+	}
+	m, err := p.attachLeg(v, spec.Path, false)
+	if err != nil && made {
+		err = errors.Join(err, p.opts.FS.Remove(spec.Path))
+	}
+	return m, err
+}
+
+// mirrorable finds a volume and the mirror that it has already, or nil.
+func (p *Pool) mirrorable(name string) (*volume, *mirror, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	found, err := findLive(p.cat, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	v := p.volumes[found.Number]
+	return v, v.mirror.Load(), nil
+}
+
+// legFile sees to it that there is a file that may become a leg; made tells that it is new.
+func (p *Pool) legFile(spec LegSpec, sizeBytes int64) (made bool, err error) {
+	info, err := p.opts.FS.Stat(spec.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, makeFile(p.opts.FS, spec.Path, sizeBytes)
+	case err != nil:
+		return false, err
+	case info.IsDir():
+		return false, fmt.Errorf("%w: it is a directory, and a raw file or block device is wanted", ErrInvalid)
+	}
+	if user := p.UsedBy(spec.Path); user != "" {
+		return false, fmt.Errorf("%w: %s has it", ErrInUse, user)
+	}
+	if !spec.Force {
+		return false, fmt.Errorf("%w: the file exists, and what it holds would be lost", ErrExists)
+	}
+	return false, nil
+}
+
+// attachLeg makes a file the leg of a volume, all of which has to be copied; or, if it is joining, has all recorded that is written
+// from now on.
+func (p *Pool) attachLeg(v *volume, name string, joining bool) (*mirror, error) {
+	file, lock, err := openLeg(p.opts.FS, name, v.size.Load())
+	if err != nil {
+		return nil, err
+	}
+	p.mu.RLock()
+	id := p.cat.Volume(v.number).UUID
+	p.mu.RUnlock()
+	m := &mirror{pool: p, volume: v, id: id, path: name, file: file, lock: lock}
+	err = v.alone(func(open func()) error {
+		_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
+			now := c.Volume(v.number)
+			if now == nil || now.Mirror != nil {
+				return proposal{}, fmt.Errorf("%w: it was deleted or mirrored meanwhile", ErrInUse)
+			}
+			op := &catalogue.AttachMirror{
+				Volume: v.number, Path: name, Regions: c.LastVolume + 1, RegionsHead: c.LastState + 1, CreatedAt: p.opts.Clock().UnixNano(),
+				Joining: joining,
+			}
+			return proposal{op: &catalogue.Op{AttachMirror: op}, after: func() {
+				if set := p.volumes[op.Regions]; set != nil {
+					m.regions = newRegions(p, set, v.size.Load())
+					if joining {
+						m.regions.copied = m.regions.count
+					}
+					m.paused.Store(joining)
+					m.inUse.Store(true)
+					v.mirror.Store(m)
+				}
+				open()
+			}}, nil
+		})
+		return err
+	})
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// alone runs do while no write is under way; do may let writers go on before it returns.
+func (v *volume) alone(do func(open func()) error) error {
+	v.gate.Lock()
+	open := sync.OnceFunc(v.gate.Unlock)
+	defer open()
+	return do(open)
+}
+
+// again attaches the leg that has failed.
+func (m *mirror) again(sizeBytes int64) error {
+	file, lock, err := openLeg(m.pool.opts.FS, m.path, sizeBytes)
+	if err != nil {
+		return err
+	}
+	same := m.sameAsVolume(file)
+	err = m.volume.alone(func(open func()) error {
+		err := m.set(func(now *catalogue.Mirroring, to *catalogue.SetMirror) bool {
+			if now.Seal.Closed && changedSince(m.pool.opts.FS, m.path, file, &now.Seal) != nil || !same {
+				m.regions.reset()
+				to.Synced = 0
+			}
+			to.Failed, to.Seal = "", catalogue.Seal{}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		m.file, m.lock = file, lock
+		m.mu.Unlock()
+		m.inUse.Store(true)
+		m.dropped.Store(nil)
+		return nil
+	})
+	if err != nil {
+		_ = file.Close() // nothing was written
+		_ = lock.Close()
+	}
+	return err
+}
+
+// sameAsVolume tells whether a file is what the leg was, by blocks that should be the same on both sides.
+func (m *mirror) sameAsVolume(file vfs.File) bool {
+	d := m.volume.device()
+	its, ours := make([]byte, block.Size), make([]byte, block.Size)
+	r := m.regions
+	for i := range uint64(sampled) {
+		n := r.count * i / sampled
+		r.mu.Lock()
+		equal := n < r.copied && !r.recorded.has(n)
+		r.mu.Unlock()
+		if !equal {
+			continue
+		}
+		off := int64(n) * catalogue.RegionBytes
+		length := min(block.Size, m.volume.size.Load()-off)
+		if _, err := file.ReadAt(its[:length], off); err != nil {
+			return false
+		}
+		err := d.read(ours[:length], off)
+		r.mu.Lock()
+		equal = !r.recorded.has(n) // nobody has written there meanwhile
+		r.mu.Unlock()
+		if err == nil && equal && string(its[:length]) != string(ours[:length]) {
+			return false
+		}
+	}
+	return true
+}
+
+// DetachMirror ends a volume's mirror. The file stays, with what the volume held last if it was in sync. ErrNotFound.
+func (p *Pool) DetachMirror(_ context.Context, name string) error {
+	if !p.begin() {
+		return fmt.Errorf("detach the mirror of volume %q: pool: %w", name, block.ErrClosed)
+	}
+	defer p.end()
+	m, err := p.mirrorOf(name)
+	if err == nil {
+		err = m.detach()
+	}
+	if err != nil {
+		return fmt.Errorf("detach the mirror of volume %q: %w", name, err)
+	}
+	return nil
+}
+
+func (m *mirror) detach() error {
+	if m.paused.Load() {
+		return fmt.Errorf("%w: it is being split off", ErrInUse)
+	}
+	if err := m.forget(); err != nil {
+		return err
+	}
+	defer m.close()
+	if file := m.get(); file != nil && m.dropped.Load() == nil {
+		if err := file.Sync(); err != nil {
+			return fmt.Errorf("it is detached, and what it holds is not durable: sync file %s: %w", m.path, err)
+		}
+	}
+	return nil
+}
+
+// forget records that there is no mirror any more.
+func (m *mirror) forget() error {
+	paused := m.paused.Load()
+	return m.volume.alone(func(open func()) error {
+		_, err := m.pool.change(func(c *catalogue.Catalogue) (proposal, error) {
+			v := c.Volume(m.volume.number)
+			if v == nil || v.Mirror == nil || m.volume.mirror.Load() != m || m.paused.Load() != paused {
+				return proposal{}, errDetached
+			}
+			pr, err := detaching(v.Number)(c)
+			pr.after = func() {
+				if now := m.pool.cat.Volume(v.Number); now == nil || now.Mirror == nil {
+					m.volume.mirror.Store(nil)
+				}
+				open()
+			}
+			return pr, err
+		})
+		return err
+	})
+}
+
+func detaching(number uint64) func(*catalogue.Catalogue) (proposal, error) {
+	return func(*catalogue.Catalogue) (proposal, error) {
+		return proposal{op: &catalogue.Op{DetachMirror: &catalogue.DetachMirror{Volume: number}}, urgent: true}, nil
+	}
+}
