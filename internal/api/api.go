@@ -83,6 +83,7 @@ func New(d *daemon.Daemon, version string) http.Handler {
 	volumes(api, d)
 	snapshots(api, d)
 	bookmarks(api, d)
+	mirrors(api, d)
 	diff(api, d)
 	jobs(api, d)
 	service(api, d)

@@ -49,6 +49,7 @@ type grammar struct {
 	Volume     volumeCommands    `cmd:"" help:"Virtual disks."`
 	Snapshot   snapshotCommands  `cmd:"" help:"Points in time of volumes."`
 	Bookmark   bookmarkCommands  `cmd:"" help:"Points in time that keep no data, only what is needed to tell what changed since."`
+	Mirror     mirrorCommands    `cmd:"" help:"Files that are written in step with volumes, to be split off as full copies."`
 	Pool       poolCommands      `cmd:"" help:"The store that holds volumes and snapshots."`
 	Job        jobCommands       `cmd:"" help:"Long work in the daemon."`
 	Event      eventCommands     `cmd:"" help:"What the daemon has to tell."`

@@ -27,7 +27,7 @@ type snapshotCommands struct {
 type snapshotCreate struct {
 	Volumes   []string          `arg:"" name:"volume" help:"Volumes."`
 	Name      string            `required:"" help:"Name of the snapshot." placeholder:"SNAP"`
-	Technique string            `help:"How: row of volumes in the pool, cow of those in a file of their own; that is the default. clone: a full copy, which needs nothing but itself; cow-copy: the same, used at once and copied in the background." enum:",row,cow,cow-copy,clone,mirror" default:"" placeholder:"TECHNIQUE"`
+	Technique string            `help:"How: row of volumes in the pool, cow of those in a file of their own; that is the default. clone: a full copy, which needs nothing but itself; cow-copy: the same, used at once and copied in the background; mirror: the same, copied before, by writing to both: see varve mirror." enum:",row,cow,cow-copy,clone,mirror" default:"" placeholder:"TECHNIQUE"`
 	To        string            `help:"Have a full copy lie in this raw file or block device rather than in the pool; what exists needs --force." placeholder:"FILE"`
 	OnFull    string            `help:"What to do if the pool has no room for what a cow snapshot needs kept: fail-writes to the volume, or drop-snapshot." enum:"fail-writes,drop-snapshot" default:"fail-writes" placeholder:"WHAT"`
 	KeepFor   keepFor           `help:"Delete it after this time: 90m, 36h, 7d." placeholder:"DURATION"`
@@ -76,6 +76,11 @@ func (c snapshotCreate) Run(t *terminal) error {
 		var err error
 		if to, err = filepath.Abs(to); err != nil {
 			return fmt.Errorf("%s: %w", c.To, err)
+		}
+	}
+	if c.Technique == contract.TechniqueMirror && len(c.Volumes) == 1 && to != "" {
+		if err := t.mirrored(c.Volumes[0], to); err != nil {
+			return err
 		}
 	}
 	made, err := t.client.CreateSnapshots(t.ctx, contract.CreateSnapshot{

@@ -156,6 +156,7 @@ func drawVolume(w *table, v contract.Volume) {
 	w.row("shared", humanSize(v.SharedBytes))
 	w.row("layout", v.Layout)
 	w.field("file", v.Path+yes(v.ReadOnly, ", read-only"))
+	w.field("mirrored to", v.MirroredTo)
 	w.field("broken", v.Broken)
 	w.field("changed", yes(v.Suspect, "somebody else has changed the file; what older snapshots have in it is not served"))
 	w.field("rollback", yes(v.CopyingBack, "not wholly in the file yet; clients see what they should"))

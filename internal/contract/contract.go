@@ -65,6 +65,7 @@ type Volume struct {
 	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, file:PATH, volume:NAME"`
 	Snapshots      int               `json:"snapshots"`
 	Bookmarks      int               `json:"bookmarks"`
+	MirroredTo     string            `json:"mirrored_to,omitempty" doc:"the file that is written in step with it"`
 	Deleted        bool              `json:"deleted,omitempty" doc:"it is listed for its physical snapshots alone"`
 	Parent         string            `json:"parent" doc:"newest snapshot of this volume that its content descends from; may be empty"`
 	Origin         string            `json:"origin" doc:"snapshot it was cloned from, as it was called then; may be empty"`
@@ -214,12 +215,14 @@ const (
 	JobCopy = "copy"
 	// JobRollback puts ranges of a snapshot back, or a copy.
 	JobRollback = "rollback"
+	// JobMirror copies to a volume's mirror what differs. It goes on when the daemon starts again.
+	JobMirror = "mirror"
 )
 
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy,rollback"`
+	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy,rollback,mirror"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -240,6 +243,7 @@ type Result struct {
 	Reclaim  *Reclaim  `json:"reclaim,omitempty"`
 	Relayout *Relayout `json:"relayout,omitempty"`
 	Rollback *Rollback `json:"rollback,omitempty"`
+	Mirror   *Mirror   `json:"mirror,omitempty"`
 	Warnings []string  `json:"warnings,omitempty"`
 }
 

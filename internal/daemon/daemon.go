@@ -74,6 +74,7 @@ type Daemon struct {
 	jobs       *jobs
 	copyBacks  copyBacks
 	copies     copies
+	mirrors    mirrors
 	journal    *journal
 	sessions   *sessions
 	timings    timings
@@ -106,7 +107,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	}
 	d := &Daemon{
 		dir: dir, poolDir: poolDir(dir), version: c.Version, log: c.Log, now: c.Clock, startedAt: c.Clock(),
-		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, copies: copies{jobs: map[uuid.UUID]string{}}, journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
+		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, copies: copies{jobs: map[uuid.UUID]string{}}, mirrors: newMirrors(), journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
 		expiryKick: make(chan struct{}, 1),
 	}
 	if err := d.openPool(ctx, c); err != nil {
@@ -120,6 +121,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	d.background.Go(func() { d.expireLoop(expiry) })
 	d.resumeCopyBacks()
 	d.resumeCopies()
+	d.background.Go(func() { d.keepMirrors(expiry) })
 	d.log.Info("ready", "data", dir, "nbd", d.addresses(), "volumes", d.pool.Info().Volumes)
 	return d, nil
 }

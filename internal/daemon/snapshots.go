@@ -163,7 +163,11 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 		DropWhenFull: r.OnFull == contract.OnFullDropSnapshot, Copy: copySpec(r),
 	}
 	initiated := time.Since(began)
-	infos, took, err := d.pool.CreateSnapshot(ctx, r.Volumes, spec)
+	create := d.pool.CreateSnapshot
+	if r.Technique == contract.TechniqueMirror {
+		create = d.splitOff
+	}
+	infos, took, err := create(ctx, r.Volumes, spec)
 	if err != nil {
 		err = hinted(err, pool.ErrInUse, "name another file")
 		err = hinted(err, fs.ErrExist, "name a file that does not exist yet; to replace it when the copy is whole: --force")

@@ -95,6 +95,7 @@ func (d *Daemon) Status() contract.Status {
 		}
 	}
 	s.Problems = append(s.Problems, d.fileProblems()...)
+	s.Problems = append(s.Problems, d.mirrorProblems()...)
 	if s.Pool.ReadOnlyReason != "" {
 		s.Problems = append(s.Problems, "writes are stopped: "+s.Pool.ReadOnlyReason)
 	}
@@ -110,6 +111,9 @@ func (d *Daemon) Status() contract.Status {
 	}
 	for _, name := range d.idleCopies() {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: it is not wholly copied, and no job copies it: varve snapshot copy %s", name, name))
+	}
+	for _, name := range d.idleMirrors() {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: its mirror is not in sync, and no job copies to it: varve mirror attach %s --to FILE, with the same file", name, name))
 	}
 	if old := d.pool.SnapshotsBefore(d.now().Add(-oldSnapshot)); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")

@@ -22,8 +22,9 @@ func (d *Daemon) checkTechnique(r contract.CreateSnapshot) error {
 				WithHint("use --technique clone, which copies at once, or cow-copy, which copies in the background")
 		}
 	case contract.TechniqueMirror:
-		return refuse("technique %s is not built yet", r.Technique).
-			WithHint("a full copy in a file: --technique clone --to FILE")
+		if err := d.checkMirrored(r); err != nil {
+			return err
+		}
 	default:
 		return refuse("there is no technique %q", r.Technique)
 	}

@@ -60,7 +60,7 @@ func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Vol
 		DependsOn: volumeNeeds(info), Snapshots: info.Snapshots, Bookmarks: info.Bookmarks, Parent: info.Parent, Origin: info.Origin,
 		CreatedAt: contract.Time{Time: info.CreatedAt}, Clients: d.sessions.of(info.Name),
 		Path: info.Path, ReadOnly: info.ReadOnly, Broken: info.Broken, Suspect: info.Suspect, CopyingBack: info.CopyingBack,
-		Deleted: info.Deleted,
+		Deleted: info.Deleted, MirroredTo: info.Leg,
 	}
 	if info.Path != "" { // its blocks take room in the file, not in the pool
 		v.MappedBytes, v.ExclusiveBytes, v.SharedBytes = info.MappedBytes, 0, 0
@@ -146,7 +146,7 @@ func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool
 	if err != nil {
 		return err
 	}
-	if size >= before.SizeBytes || before.Path != "" { // that of a file is refused, and nobody is cut off for it
+	if size >= before.SizeBytes || before.Path != "" || before.Leg != "" { // that of a file is refused, and nobody is cut off for it
 		return d.pool.ResizeVolume(ctx, name, size, false)
 	}
 	if force {
@@ -178,6 +178,10 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 	}
 	if err := d.detachable(info); err != nil {
 		return err
+	}
+	if info.Leg != "" {
+		return contract.Errorf(contract.CodeRefused, "delete volume %q: it is mirrored to %s", name, info.Leg).
+			WithHint("detach that first; the file stays: varve mirror detach %s", name)
 	}
 	if force {
 		d.sessions.disconnect(name, false, "the volume is deleted")
