@@ -38,11 +38,13 @@ var techniques = []technique{
 	{contract.LayoutRedirect, contract.TechniqueCOWCopy, true},
 	{contract.LayoutRedirect, contract.TechniqueClone, false},
 	{contract.LayoutRedirect, contract.TechniqueClone, true},
+	{contract.LayoutRedirect, contract.TechniqueMirror, true},
 	{contract.LayoutInplace, contract.TechniqueCOW, false},
 	{contract.LayoutInplace, contract.TechniqueCOWCopy, false},
 	{contract.LayoutInplace, contract.TechniqueCOWCopy, true},
 	{contract.LayoutInplace, contract.TechniqueClone, false},
 	{contract.LayoutInplace, contract.TechniqueClone, true},
+	{contract.LayoutInplace, contract.TechniqueMirror, true},
 }
 
 const techniqueBlocks = 1024
@@ -393,11 +395,17 @@ func (s *subject) killWhileMade(name string) {
 	<-ended // which may have waited for this daemon
 	jobs := ask[[]contract.Job](s.d, "job", "list")
 	for _, j := range jobs {
+		if s.name == contract.TechniqueMirror { // which ends when the command, whose daemon went away, detaches what it attached
+			s.d.try("job", "wait", j.ID)
+			continue
+		}
 		s.d.varve("job", "wait", j.ID)
 	}
 	if s.d.try("snapshot", "show", "web@"+name).status == 0 {
 		s.whole(name)
 		s.snaps[name] = s.head
+	} else if s.name == contract.TechniqueMirror {
+		s.d.try("mirror", "detach", "web") // which the command would have split
 	} else if len(jobs) > 0 {
 		s.t.Fatalf("snapshot %s was gone on with, and is not there: %+v", name, jobs)
 	}
