@@ -22,8 +22,8 @@ type DeleteBookmark struct {
 
 // createBookmark puts the bookmark directly behind its snapshot, before all that descends from that.
 func (c *Catalogue) createBookmark(o *CreateBookmark) error {
-	of := c.states[o.Of]
-	if of == nil || of.Kind != Snapshot && of.Kind != Copy || o.ID <= c.LastState || c.Taken(c.volumes[of.Volume], o.Name) {
+	of := c.snapshotOrCopy(o.Of)
+	if of == nil || o.ID <= c.LastState || c.Taken(c.volumes[of.Volume], o.Name) {
 		return fmt.Errorf("bookmark %q: no snapshot %d, or name or number is taken", o.Name, o.Of)
 	}
 	c.insert(&State{

@@ -219,7 +219,7 @@ func (c *Catalogue) Apply(op *Op) error {
 	case op.DeleteSnapshots != nil:
 		return c.deleteSnapshots(op.DeleteSnapshots.IDs)
 	case op.Protect != nil:
-		if s := c.states[op.Protect.ID]; s == nil || s.Kind != Snapshot && s.Kind != Copy {
+		if c.snapshotOrCopy(op.Protect.ID) == nil {
 			return fmt.Errorf("protect: no snapshot %d", op.Protect.ID)
 		}
 		c.replace(op.Protect.ID, func(s *State) { s.Protected = op.Protect.Protected })
@@ -278,9 +278,17 @@ func checkSize(sizeBytes int64) error {
 	return nil
 }
 
-// snapshot returns the state if it is a visible snapshot, else nil.
+// snapshot returns the state if it is a snapshot that has its content itself, else nil.
 func (c *Catalogue) snapshot(id uint64) *State {
 	if s := c.states[id]; s != nil && s.Kind == Snapshot {
+		return s
+	}
+	return nil
+}
+
+// snapshotOrCopy returns the state if it is what users call a snapshot, wherever its content is, else nil.
+func (c *Catalogue) snapshotOrCopy(id uint64) *State {
+	if s := c.states[id]; s != nil && (s.Kind == Snapshot || s.Kind == Copy) {
 		return s
 	}
 	return nil
