@@ -113,10 +113,7 @@ func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), err error
 	part := partName(spec.Path)
 	err = p.opts.FS.Remove(part) // nobody's, or UsedBy had found whose
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		var f interface{ Close() error }
-		if f, err = p.opts.FS.Create(part); err == nil {
-			err = f.Close()
-		}
+		err = makeFile(p.opts.FS, part, 0) // durable, as a power cut must not bring back what was there before
 	}
 	return func() { _ = p.opts.FS.Remove(part) }, err
 }

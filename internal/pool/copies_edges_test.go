@@ -1,10 +1,17 @@
 package pool_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"testing"
 
+	"github.com/google/uuid"
+
+	"varve/internal/block"
 	"varve/internal/pool"
+	"varve/internal/vfs/crashfs"
 )
 
 // TestProtectACopy: a copy can be protected, which keeps it, also when the pool was opened again.
@@ -21,4 +28,69 @@ func TestProtectACopy(t *testing.T) {
 	}
 	d.must(d.p.ProtectSnapshot(ctx, copyRef, false))
 	d.must(d.p.DeleteSnapshots(ctx, []pool.SnapshotRef{copyRef}))
+}
+
+// stopped ends a copy when that much of it is done, as a daemon that stops does.
+func stopped(d *inplace, id uuid.UUID, at int64) {
+	d.tb.Helper()
+	half := errors.New("half")
+	_, err := d.p.Copy(ctx, id, pool.CopyOptions{Progress: func(_ context.Context, done, _ int64) error {
+		if done >= at {
+			return half
+		}
+		return nil
+	}})
+	if !errors.Is(err, half) {
+		d.tb.Fatalf("stopped on the way: %v", err)
+	}
+}
+
+// TestFileOfCopyLostOnTheWay: a copy whose file is gone before it is whole is begun again from the first byte, however often it is cut short then.
+func TestFileOfCopyLostOnTheWay(t *testing.T) {
+	const size = 70 << 20 // more than is copied between two records
+	d := newInplace(t, size, 1)
+	defer func() { _ = d.p.Close(ctx) }()
+	data := make([]byte, size)
+	for i := range data {
+		data[i] = byte(i>>12) | 1
+	}
+	d.write("v", dataOp(0, data))
+	id := copyCase{technique: pool.Clone, path: "/copy.img"}.ask(d)
+	stopped(d, id, 66<<20)
+	d.must(d.fs.Remove("/.copy.img.varve-part"))
+	stopped(d, id, 2<<20)
+	_, err := d.p.Copy(ctx, id, pool.CopyOptions{})
+	d.must(err)
+	if !bytes.Equal(d.read("v@c"), data) {
+		t.Error("the copy is not what the volume was")
+	}
+}
+
+// TestFileOfAnEarlierCopyIsNotTakenForThisOne crashes at every operation of the file system that a copy takes whose file has the name that a cancelled one
+// had: what a power cut brings back of that is not taken for what was copied.
+func TestFileOfAnEarlierCopyIsNotTakenForThisOne(t *testing.T) {
+	c := copyCase{technique: pool.Clone, path: "/copy.img"}
+	d := c.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	id := c.ask(d)
+	stopped(d, id, 1)
+	d.must(d.fs.SyncDir("/"))
+	d.must(d.p.CancelCopy(ctx, id))
+	d.write("v", writeOp(0, 8*block.Size))
+	then := d.read("v")
+	id = c.ask(d)
+	d.fs.OnOp(func(n int, o crashfs.Op, opErr error) {
+		a := &inplace{tb: located{t, new(fmt.Sprintf("crash after operation %d (%v: %v)", n, o, opErr))}, fs: d.fs.CrashImage(crashfs.DropAll), clock: d.clock}
+		a.opts = options(a.fs, a.clock)
+		a.open()
+		for _, info := range a.p.Copying() {
+			_, err := a.p.Copy(ctx, info.ID, pool.CopyOptions{})
+			a.must(err)
+		}
+		a.same("v@c", then)
+		a.must(a.p.Close(ctx))
+	})
+	_, err := d.p.Copy(ctx, id, pool.CopyOptions{})
+	d.must(err)
+	d.fs.OnOp(nil)
 }

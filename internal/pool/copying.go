@@ -231,18 +231,23 @@ func (c *copier) step(ctx context.Context, from *Device, off, n int64) error {
 	return sleep(ctx, owed)
 }
 
-// save records how far the copy is.
+// save makes durable what is copied, and records how far that is.
 func (c *copier) save(done int64, seal catalogue.Seal) error {
 	if err := c.to.sync(); err != nil {
 		return err
 	}
+	c.unsaved = 0
+	return c.note(done, seal)
+}
+
+// note records how far the copy is.
+func (c *copier) note(done int64, seal catalogue.Seal) error {
 	_, err := c.pool.change(func(cat *catalogue.Catalogue) (proposal, error) {
 		if s := cat.State(c.state.ID); s == nil || s.Copying == nil {
 			return proposal{}, ErrNotFound
 		}
 		return proposal{op: &catalogue.Op{CopyProgress: &catalogue.CopyProgress{ID: c.state.ID, DoneBytes: done, Seal: seal}}, urgent: true}, nil
 	})
-	c.unsaved = 0
 	return err
 }
 
@@ -321,8 +326,18 @@ func openFileSink(c *copier, kind pathKind) (*fileSink, error) {
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			s.part = partName(s.path)
-			c.copying.DoneBytes, c.copying.Seal = 0, catalogue.Seal{}
-			s.file, err = s.fs.Create(s.part)
+			if c.copying.DoneBytes > 0 { // what is recorded was of a file that is not there any more
+				c.copying.DoneBytes, c.copying.Seal = 0, catalogue.Seal{}
+				err = c.note(0, catalogue.Seal{})
+			} else {
+				err = nil
+			}
+			if err == nil {
+				err = makeFile(s.fs, s.part, c.state.SizeBytes)
+			}
+			if err == nil {
+				s.file, err = s.fs.Open(s.part)
+			}
 		}
 		if err == nil && s.part != s.path {
 			err = s.file.Truncate(c.state.SizeBytes) // grown only, but for what a crash may have left of an attempt before
