@@ -111,7 +111,10 @@ func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), err error
 		return nothing, nil
 	}
 	part := partName(spec.Path)
-	err = p.opts.FS.Remove(part) // nobody's, or UsedBy had found whose
+	if user := p.UsedBy(part); user != "" {
+		return nothing, fmt.Errorf("file %s: %w: %s has %s, which it is called until it is whole", spec.Path, ErrInUse, user, part)
+	}
+	err = p.opts.FS.Remove(part) // of a copy that was never finished
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		err = makeFile(p.opts.FS, part, 0) // durable, as a power cut must not bring back what was there before
 	}
@@ -148,42 +151,47 @@ func partName(name string) string {
 	return path.Join(path.Dir(name), "."+path.Base(name)+".varve-part")
 }
 
-// sameFile tells whether two paths lead to one file or device.
-func (p *Pool) sameFile(a, b string) bool {
-	if path.Clean(a) == path.Clean(b) {
-		return true
-	}
-	identity := func(name string) *syscall.Stat_t {
-		info, err := p.opts.FS.Stat(name)
-		if err != nil {
-			return nil
-		}
-		st, _ := info.Sys().(*syscall.Stat_t)
-		return st
-	}
-	x, y := identity(a), identity(b)
-	return x != nil && y != nil && (x.Dev == y.Dev && x.Ino == y.Ino || x.Rdev != 0 && x.Rdev == y.Rdev)
-}
-
 // UsedBy tells what has a file, by whatever path: a volume, its mirror, or a snapshot whose content it is or is to be. Empty if nothing has.
 func (p *Pool) UsedBy(name string) string {
-	same := func(other string) bool { return other != "" && p.sameFile(other, name) }
+	var taken [][2]string // paths, and what has them
 	p.mu.RLock()
-	defer p.mu.RUnlock()
 	for _, v := range p.cat.Volumes() {
-		if v.Place != nil && same(v.Place.Path) {
-			return fmt.Sprintf("volume %q", v.Name)
+		if v.Place != nil {
+			taken = append(taken, [2]string{v.Place.Path, fmt.Sprintf("volume %q", v.Name)})
 		}
-		if v.Mirror != nil && same(v.Mirror.Path) {
-			return fmt.Sprintf("the mirror of volume %q", v.Name)
+		if v.Mirror != nil {
+			taken = append(taken, [2]string{v.Mirror.Path, fmt.Sprintf("the mirror of volume %q", v.Name)})
 		}
 	}
 	for _, s := range p.cat.States() {
-		if c := copyInfo(s); c != nil && (same(c.Path) || c.Path != "" && same(partName(c.Path))) {
-			return fmt.Sprintf("snapshot %q", SnapshotRef{p.cat.Volume(s.Volume).Name, s.Name})
+		if c := copyInfo(s); c != nil && c.Path != "" {
+			user := fmt.Sprintf("snapshot %q", SnapshotRef{p.cat.Volume(s.Volume).Name, s.Name})
+			taken = append(taken, [2]string{c.Path, user}, [2]string{partName(c.Path), user})
+		}
+	}
+	p.mu.RUnlock() // files may take their time to answer
+	for _, t := range taken {
+		if p.sameFile(t[0], name) {
+			return t[1]
 		}
 	}
 	return ""
+}
+
+// sameFile tells whether two paths are of one file or device, or would be if it were there.
+func (p *Pool) sameFile(a, b string) bool {
+	a, b = path.Clean(a), path.Clean(b)
+	if a == b {
+		return true
+	}
+	one, err := p.opts.FS.Stat(a)
+	other, otherErr := p.opts.FS.Stat(b)
+	if err == nil && otherErr == nil {
+		x, ok := one.Sys().(*syscall.Stat_t)
+		y, known := other.Sys().(*syscall.Stat_t)
+		return ok && known && (x.Dev == y.Dev && x.Ino == y.Ino || x.Rdev != 0 && x.Rdev == y.Rdev)
+	}
+	return a != "/" && b != "/" && path.Base(a) == path.Base(b) && p.sameFile(path.Dir(a), path.Dir(b))
 }
 
 // applyCopies folds what an operation says of copies into the volumes; mu is held.

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/google/uuid"
 
 	"varve/internal/block"
 	"varve/internal/pool"
+	"varve/internal/vfs"
 	"varve/internal/vfs/crashfs"
 )
 
@@ -93,4 +95,63 @@ func TestFileOfAnEarlierCopyIsNotTakenForThisOne(t *testing.T) {
 	_, err := d.p.Copy(ctx, id, pool.CopyOptions{})
 	d.must(err)
 	d.fs.OnOp(nil)
+}
+
+// TestCopiesKeepOffEachOthersFiles: what another copy is made in, or a volume lies in, is left alone, by whatever path it is named, and also where it has the name that
+// the file would have until it is whole.
+func TestCopiesKeepOffEachOthersFiles(t *testing.T) {
+	dir := t.TempDir()
+	o := pool.Options{FS: vfs.OS(), Dir: dir + "/pool"}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(errors.Join(os.Mkdir(dir+"/real", 0o700), os.Symlink(dir+"/real", dir+"/link"), pool.Create(ctx, o)))
+	p, err := pool.Open(ctx, o)
+	must(err)
+	defer func() { must(p.Close(ctx)) }()
+	_, err = p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: block.Size})
+	must(err)
+	_, err = p.AdoptVolume(ctx, pool.PlaceSpec{Name: "w", Path: dir + "/real/.b.img.varve-part", SizeBytes: block.Size})
+	must(err)
+	ask := func(name, path string) error {
+		_, _, err := p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: name, Copy: &pool.CopySpec{Technique: pool.Clone, Path: path}})
+		return err
+	}
+	must(ask("a", dir+"/real/a.img"))
+	for _, path := range []string{"/link/a.img", "/real/b.img", "/link/b.img", "/link/.a.img.varve-part"} {
+		before, err := os.Stat(dir + "/real/.a.img.varve-part")
+		must(err)
+		if err := ask("b", dir+path); !errors.Is(err, pool.ErrInUse) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if after, err := os.Stat(dir + "/real/.a.img.varve-part"); err != nil || !os.SameFile(before, after) {
+			t.Errorf("%s: the file of the other copy is another: %v", path, err)
+		}
+	}
+	if _, err := os.Stat(dir + "/real/.b.img.varve-part"); err != nil {
+		t.Errorf("the volume's file: %v", err)
+	}
+}
+
+// TestOneFileForTwoCopiesAtOnce: of two who ask for one file at the same time one gets it.
+func TestOneFileForTwoCopiesAtOnce(t *testing.T) {
+	d := copyCase{}.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	for i := range 50 {
+		errs := make(chan error)
+		for j := range 2 {
+			go func() {
+				_, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{
+					Name: fmt.Sprintf("s%d-%d", i, j), Copy: &pool.CopySpec{Technique: pool.CowCopy, Path: fmt.Sprintf("/%d.img", i)},
+				})
+				errs <- err
+			}()
+		}
+		if one, other := <-errs, <-errs; (one == nil) == (other == nil) || !errors.Is(errors.Join(one, other), pool.ErrInUse) {
+			t.Fatalf("round %d: %v and %v", i, one, other)
+		}
+	}
 }

@@ -327,6 +327,10 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 	if err := checkSnapshot(&spec); err != nil {
 		return nil, Timing{}, err
 	}
+	if spec.Copy != nil && spec.Copy.Path != "" {
+		p.adopting.Lock() // a file that two become something of would not be seen by either
+		defer p.adopting.Unlock()
+	}
 	unready, err := p.readyForCopy(len(volumes), spec.Copy)
 	if err != nil {
 		return nil, Timing{}, fmt.Errorf("create snapshot %q: %w", spec.Name, err)

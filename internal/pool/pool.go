@@ -86,7 +86,7 @@ type Pool struct {
 	log  *seglog.Log
 	// superFile is written by checkpoints alone.
 	superFile vfs.File
-	adopting  sync.Mutex // one file becomes a volume at a time
+	adopting  sync.Mutex // one file becomes a volume, a copy or a mirror at a time
 	recovery  seglog.Recovery
 	readOnly  bool // opened to be checked: nothing can be written
 	store     *blockmap.Store
