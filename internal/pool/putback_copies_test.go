@@ -1,11 +1,13 @@
 package pool_test
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 
 	"varve/internal/block"
 	"varve/internal/pool"
+	"varve/internal/vfs"
 )
 
 // TestRollbackToACopy, wholly and by range: it is copied, the present is kept, and the copy stays what it is.
@@ -94,4 +96,79 @@ func TestRollbackToACopyAfterTheFileWasChanged(t *testing.T) {
 	d.must(d.p.CopyBack(ctx, "v", nil))
 	d.same("v", then)
 	d.must(d.p.Close(ctx))
+}
+
+// fine is a file system with blocks of 1 KiB, which says so of holes.
+type fine struct{ vfs.FS }
+
+func (f fine) OpenDisk(name string, write bool) (vfs.File, error) {
+	file, err := f.FS.OpenDisk(name, write)
+	return fineFile{file}, err
+}
+
+type fineFile struct{ vfs.File }
+
+func (f fineFile) NextData(off int64) (from, to int64, err error) {
+	const kib = 1024
+	size, err := f.Size()
+	b := make([]byte, kib)
+	holds := func(at int64) bool {
+		clear(b)
+		if _, e := f.ReadAt(b[:min(kib, size-at)], at); err == nil {
+			err = e
+		}
+		return bytes.ContainsFunc(b, func(r rune) bool { return r != 0 })
+	}
+	off = off / kib * kib
+	for from = off; from < size && !holds(from); from += kib {
+	}
+	for to = from; to < size && holds(to); to += kib {
+	}
+	return min(from, size), min(to, size), err
+}
+
+// TestRollbackToACopyWithHolesOfPartsOfBlocks: a file system may have smaller blocks than a volume.
+func TestRollbackToACopyWithHolesOfPartsOfBlocks(t *testing.T) {
+	c := copyCase{inplace: true, technique: pool.Clone, path: "/copy.img"}
+	d := c.setup(t)
+	d.must(d.p.Close(ctx))
+	d.opts.FS = fine{d.fs}
+	d.open()
+	part := make([]byte, 2*block.Size)
+	copy(part[3*1024:], stamp(3*1024))
+	d.write("v", dataOp(8*block.Size, part))
+	then := d.read("v")
+	_, err := d.p.Copy(ctx, c.ask(d), pool.CopyOptions{})
+	d.must(err)
+	d.write("v", writeOp(6*block.Size, 6*block.Size))
+	_, _, err = d.p.RollbackCopy(ctx, copyRef, nil)
+	d.must(err)
+	d.same("v", then)
+	d.must(d.p.CopyBack(ctx, "v", nil))
+	d.same("v", then)
+	d.must(d.p.Close(ctx))
+}
+
+// TestCopyCutOffWhileRead: what somebody has cut off a copy's file is an error, not zeros.
+func TestCopyCutOffWhileRead(t *testing.T) {
+	c := copyCase{technique: pool.Clone, path: "/copy.img"}
+	d := c.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	_, err := d.p.Copy(ctx, c.ask(d), pool.CopyOptions{})
+	d.must(err)
+	d.must(d.p.Close(ctx))
+	d.opts.OnEvent = func(pool.Event) {}
+	d.open()
+	dev, err := d.p.OpenSnapshot(copyRef)
+	d.must(err)
+	defer dev.Close()
+	f, err := d.fs.Open("/copy.img")
+	d.must(err)
+	d.must(errors.Join(f.Truncate(2*block.Size), f.Close()))
+	if err := dev.ReadAt(ctx, make([]byte, block.Size), 3*block.Size); !errors.Is(err, block.ErrDamaged) {
+		t.Errorf("read: %v", err)
+	}
+	if extents, err := dev.Extents(ctx, 0, dev.SizeBytes(), 10); !errors.Is(err, block.ErrDamaged) {
+		t.Errorf("extents: %+v, %v", extents, err)
+	}
 }
