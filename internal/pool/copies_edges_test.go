@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -153,5 +156,96 @@ func TestOneFileForTwoCopiesAtOnce(t *testing.T) {
 		if one, other := <-errs, <-errs; (one == nil) == (other == nil) || !errors.Is(errors.Join(one, other), pool.ErrInUse) {
 			t.Fatalf("round %d: %v and %v", i, one, other)
 		}
+	}
+}
+
+// slow is a file system in which somebody looks at a file's being opened and described.
+type slow struct {
+	vfs.FS
+	asked func(name string)
+}
+
+func (f slow) OpenDisk(name string, write bool) (vfs.File, error) {
+	f.asked(name)
+	return f.FS.OpenDisk(name, write)
+}
+
+func (f slow) Stat(name string) (fs.FileInfo, error) {
+	f.asked(name)
+	return f.FS.Stat(name)
+}
+
+// TestSlowFileHoldsUpNobody: while the file of a copy is opened, or asked what it takes, nothing is held that others need.
+func TestSlowFileHoldsUpNobody(t *testing.T) {
+	c := copyCase{technique: pool.Clone, path: "/copy.img"}
+	d := c.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	_, err := d.p.Copy(ctx, c.ask(d), pool.CopyOptions{})
+	d.must(err)
+	d.must(d.p.Close(ctx))
+	looks := 0
+	d.opts.FS = slow{d.fs, func(name string) {
+		if name != "/copy.img" {
+			return
+		}
+		looks++
+		free := make(chan struct{})
+		go func() {
+			d.p.LockAndUnlock()
+			close(free)
+		}()
+		select {
+		case <-free:
+		case <-time.After(10 * time.Second):
+			t.Errorf("look %d: the pool is held meanwhile", looks)
+		}
+	}}
+	d.open()
+	for _, use := range []func() error{
+		func() error {
+			dev, err := d.p.OpenSnapshot(copyRef)
+			if err != nil {
+				return err
+			}
+			return dev.Close()
+		},
+		func() error { _, err := d.p.Snapshot(copyRef); return err },
+		func() error { _, err := d.p.Snapshots("v"); return err },
+		func() error { d.p.UsedBy("/other.img"); return nil },
+	} {
+		before := looks
+		if d.must(use()); looks == before {
+			t.Error("nobody has looked at the file")
+		}
+	}
+}
+
+// TestParentsAreWhatCanBeSeen: what descends from a copy's content says the copy, and nothing names a snapshot that is not listed.
+func TestParentsAreWhatCanBeSeen(t *testing.T) {
+	c := copyCase{technique: pool.Clone}
+	d := c.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	id := c.ask(d)
+	info, err := d.p.Volume("v")
+	d.must(err)
+	older, err := d.p.Snapshot(pool.SnapshotRef{Volume: "v", Name: "older"})
+	d.must(err)
+	if info.Parent != "older" || !older.Head {
+		t.Errorf("while a clone is made, the volume descends from %q, from the older snapshot: %v", info.Parent, older.Head)
+	}
+	dev, err := d.p.OpenVolume("v")
+	d.must(err)
+	if names := dev.OlderNames(10); !slices.Equal(names, []string{"older"}) {
+		t.Errorf("the volume can be compared with %q", names)
+	}
+	d.must(dev.Close())
+	_, err = d.p.Copy(ctx, id, pool.CopyOptions{})
+	d.must(err)
+	_, _, err = d.p.CloneVolume(ctx, copyRef, pool.VolumeSpec{Name: "w"})
+	d.must(err)
+	made, _, err := d.p.CreateSnapshot(ctx, []string{"w"}, pool.SnapshotSpec{Name: "s"})
+	d.must(err)
+	if made[0].Parent != "v@c" {
+		t.Errorf("a snapshot of a clone of a copy descends from %q", made[0].Parent)
 	}
 }

@@ -143,9 +143,7 @@ func (c *copier) open() error {
 // content copies what is not copied yet.
 func (c *copier) content(ctx context.Context) error {
 	p := c.pool
-	p.mu.Lock()
-	device, err := p.openState(p.cat.State(c.state.ID), "")
-	p.mu.Unlock()
+	device, err := p.openState(c.state.Name, func(cat *catalogue.Catalogue) (*catalogue.State, error) { return cat.State(c.state.ID), nil })
 	if err != nil {
 		return err
 	}

@@ -136,23 +136,35 @@ func (p *Pool) SnapshotsBefore(at time.Time) (n int) {
 // Snapshot describes a snapshot.
 func (p *Pool) Snapshot(ref SnapshotRef) (SnapshotInfo, error) {
 	p.mu.RLock()
-	defer p.mu.RUnlock()
 	_, s, err := findSnapshot(p.cat, ref)
-	if err != nil {
-		return SnapshotInfo{}, err
+	var info SnapshotInfo
+	if err == nil {
+		info = p.snapshotInfo(s)
 	}
-	return p.snapshotInfo(s), nil
+	p.mu.RUnlock()
+	p.measure(&info)
+	return info, err
+}
+
+// measure fills in what the file of a copy takes. mu is not held: a file may take its time to answer.
+func (p *Pool) measure(info *SnapshotInfo) {
+	if c := info.Copy; c != nil && c.Finished && c.Path != "" {
+		info.MappedBytes = p.allocated(c.Path)
+	}
 }
 
 // describe describes snapshots; of one that is not there any more nothing is told.
 func (p *Pool) describe(ids []uint64) []SnapshotInfo {
 	p.mu.RLock()
-	defer p.mu.RUnlock()
 	out := make([]SnapshotInfo, len(ids))
 	for i, id := range ids {
 		if s := p.cat.State(id); s != nil && (s.Kind == catalogue.Snapshot || s.Kind == catalogue.Copy) {
 			out[i] = p.snapshotInfo(s)
 		}
+	}
+	p.mu.RUnlock()
+	for i := range out {
+		p.measure(&out[i])
 	}
 	return out
 }
@@ -181,8 +193,6 @@ func (p *Pool) snapshotInfo(s *catalogue.State) SnapshotInfo {
 	if s.Kind == catalogue.Copy {
 		if content := contentOf(p.cat, s); content != nil {
 			info.MappedBytes, info.Clones = int64(content.Root.Mapped())*block.Size, p.clones(content)
-		} else {
-			info.MappedBytes = p.allocated(s.Copy.Path)
 		}
 		return info
 	}

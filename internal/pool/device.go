@@ -63,40 +63,53 @@ func (p *Pool) openVolume(name string, incomplete bool) (*Device, error) {
 
 // OpenSnapshot opens a snapshot for reading.
 func (p *Pool) OpenSnapshot(ref SnapshotRef) (*Device, error) {
+	return p.openState(ref.String(), func(c *catalogue.Catalogue) (*catalogue.State, error) {
+		_, s, err := findSnapshot(c, ref)
+		return s, err
+	})
+}
+
+// openState opens the snapshot that find returns, or one that is not listed yet.
+func (p *Pool) openState(label string, find func(*catalogue.Catalogue) (*catalogue.State, error)) (*Device, error) {
+	d, file, err := p.holdState(label, find)
+	if err != nil || file == nil {
+		return d, err
+	}
+	if d.file, err = p.openCopyFile(file); err != nil { // with nothing of the pool held: it may take its time
+		_ = d.Close() // nothing was written
+		return nil, fmt.Errorf("snapshot %q: %w", label, err)
+	}
+	return d, nil
+}
+
+// holdState is openState, but for the file of a copy that lies in one, which it returns.
+func (p *Pool) holdState(label string, find func(*catalogue.Catalogue) (*catalogue.State, error)) (d *Device, file *catalogue.Content, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, fmt.Errorf("open snapshot %q: pool: %w", ref, block.ErrClosed)
+		return nil, nil, fmt.Errorf("open snapshot %q: pool: %w", label, block.ErrClosed)
 	}
-	_, s, err := findSnapshot(p.cat, ref)
+	s, err := find(p.cat)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return p.openState(s, ref.String())
-}
-
-// openState opens a snapshot, or one that is not listed yet; mu is held.
-func (p *Pool) openState(s *catalogue.State, label string) (*Device, error) {
 	if s == nil || p.deleting[s.ID] {
-		return nil, fmt.Errorf("snapshot %q: %w: it is being deleted", label, ErrNotFound)
+		return nil, nil, fmt.Errorf("snapshot %q: %w: it is being deleted", label, ErrNotFound)
 	}
-	d := &Device{pool: p, state: s.ID, size: s.SizeBytes, label: label}
+	d = &Device{pool: p, state: s.ID, size: s.SizeBytes, label: label}
 	pins := &p.reclaimer.pins
 	if s.Kind == catalogue.Copy {
 		if content := contentOf(p.cat, s); content != nil {
 			d.root = frozen{pins.keep(content.Root)}
 		} else {
-			var err error
-			if d.file, err = p.openCopyFile(s.Copy); err != nil {
-				return nil, fmt.Errorf("snapshot %q: %w", label, err)
-			}
+			file = s.Copy
 		}
 		d.instant = frozen{pins.keep(s.Root)}
 	} else {
 		d.root, d.base, d.suspect = frozen{pins.keep(s.Root)}, p.basedOn(p.cat, s), p.suspected(s)
 	}
 	p.snapOpen[s.ID]++
-	return d, nil
+	return d, file, nil
 }
 
 // Close implements block.Device.

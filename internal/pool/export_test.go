@@ -219,3 +219,9 @@ func (p *Pool) placeNamed(volume string) *place {
 	defer p.mu.RUnlock()
 	return p.volumes[p.cat.VolumeByName(volume).Number].place
 }
+
+// LockAndUnlock returns when nobody holds the pool's state.
+func (p *Pool) LockAndUnlock() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+}

@@ -42,9 +42,7 @@ func (b *putter) fill(ctx context.Context, progress func(float64) error) error {
 func (b *putter) differing() (each func(ctx context.Context, off, end int64, visit func(off, length int64) error) error, closed func(), err error) {
 	p := b.pool
 	if b.from.state == 0 {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		present, err := p.openState(p.cat.State(b.kept), b.volume.name())
+		present, err := p.openState(b.volume.name(), func(c *catalogue.Catalogue) (*catalogue.State, error) { return c.State(b.kept), nil })
 		return func(ctx context.Context, off, end int64, visit func(off, length int64) error) error {
 			return b.compare(ctx, present, off, end, visit)
 		}, func() { _ = present.Close() }, err // nothing was written to it

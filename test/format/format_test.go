@@ -226,8 +226,13 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 	}
 	visible := func(s *state) *state {
 		up := c.states[s.Parent]
-		for up != nil && up.Kind != 2 {
+		for up != nil && (up.Kind != 2 || up.Copying != nil && up.Copying.Technique != 1) {
 			up = c.states[up.Parent]
+		}
+		if up != nil {
+			if v := c.volumes[up.Volume]; v != nil && v.ContentOf != 0 {
+				return c.states[v.ContentOf]
+			}
 		}
 		return up
 	}
@@ -265,9 +270,12 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 		if s.Kind == 6 {
 			return
 		}
-		up := visible(s)
-		if (up == nil) != (parent == "") || (up != nil && name(up) != parent) {
-			t.Errorf("%s descends from %v, and in the pool from %q", what, up, parent)
+		from := ""
+		if up := visible(s); up != nil {
+			from = name(up)
+		}
+		if from != parent {
+			t.Errorf("%s descends from %q, and in the pool from %q", what, from, parent)
 		}
 	}
 	for _, v := range p.Volumes() {

@@ -198,7 +198,7 @@ func (c *Catalogue) listed(names map[string]uint64) []*State {
 	return out
 }
 
-// NewestPoints lists snapshots and bookmarks of a volume of epochs before that one, at most limit, the newest first.
+// NewestPoints lists snapshots that can be seen and bookmarks of a volume, of epochs before that one, at most limit, the newest first.
 func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
 	newerFirst := func(a, b *State) int {
 		return cmp.Or(cmp.Compare(b.Epoch, a.Epoch), cmp.Compare(b.ID, a.ID))
@@ -208,7 +208,7 @@ func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
 		for _, id := range names { // of which there may be thousands more than limit
 			s := c.states[id]
 			at, _ := slices.BinarySearchFunc(points, s, newerFirst)
-			if s.Epoch < before && at < limit {
+			if s.Epoch < before && at < limit && (s.Kind == Bookmark || c.Listed(s)) {
 				points = slices.Insert(points, at, s)
 				points = points[:min(len(points), limit)]
 			}

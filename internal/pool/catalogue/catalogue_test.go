@@ -58,7 +58,7 @@ func demandSound(t rapid.TB, c *Catalogue) {
 		if s.ID > c.LastState || s.Epoch > c.LastEpoch {
 			t.Fatalf("state %d of epoch %d; the last are %d and %d", s.ID, s.Epoch, c.LastState, c.LastEpoch)
 		}
-		if p := c.VisibleParent(s); p != nil && p.Kind != Snapshot {
+		if p := c.VisibleParent(s); p != nil && !c.Listed(p) {
 			t.Fatalf("visible parent %+v", p)
 		}
 	}

@@ -70,13 +70,17 @@ func epochOf(s *State) uint64 {
 	return s.Epoch
 }
 
-// VisibleParent is the nearest ancestor that is a snapshot and not pending, or nil.
+// VisibleParent is the nearest ancestor that is listed as a snapshot, or the copy whose content it has, or nil.
 func (c *Catalogue) VisibleParent(s *State) *State {
-	p := c.states[s.Parent]
-	for p != nil && (p.Kind != Snapshot || p.Pending) {
-		p = c.states[p.Parent]
+	for p := c.states[s.Parent]; p != nil; p = c.states[p.Parent] {
+		if v := c.volumes[p.Volume]; v != nil && v.ContentOf != 0 {
+			return c.states[v.ContentOf]
+		}
+		if p.Kind == Snapshot && c.Listed(p) {
+			return p
+		}
 	}
-	return p
+	return nil
 }
 
 // Related tells whether two states have a common ancestor, or one is the other's. What has had one keeps one.
