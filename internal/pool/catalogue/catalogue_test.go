@@ -144,7 +144,7 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 			return &Op{CancelCopy: &CancelCopy{ID: s.ID}}
 		}
 		if rapid.Bool().Draw(t, "on the way") {
-			return &Op{CopyProgress: &CopyProgress{ID: s.ID, DoneBytes: 4096, Seal: Seal{Closed: true, Sample: 7}}}
+			return &Op{CopyProgress: &CopyProgress{ID: s.ID, DoneBytes: s.SizeBytes, Seal: Seal{Closed: true, Sample: 7}}}
 		}
 		op := &FinishCopy{Of: s.ID, ID: c.LastState + 1}
 		if s.Copying.Volume != 0 {

@@ -68,9 +68,6 @@ type CancelCopy struct {
 // contentName is the name of the internal volume with the content of a copy, and of its one snapshot, which no user can give.
 func contentName(number uint64) string { return fmt.Sprintf("(copy %d)", number) }
 
-// Internal tells whether the volume is a part of another one, which nobody sees.
-func (v *Volume) Internal() bool { return v.KeptOf != 0 || v.ContentOf != 0 || v.RegionsOf != 0 }
-
 // Listed tells whether a state is a snapshot that can be seen: not one of an internal volume, nor one that is not whole yet.
 func (c *Catalogue) Listed(s *State) bool {
 	if s.Kind != Snapshot && s.Kind != Copy || s.Pending || s.Copying != nil && s.Copying.Technique != CowCopy {
@@ -121,8 +118,8 @@ func (c *Catalogue) copying(id uint64) *State {
 }
 
 func (c *Catalogue) copyProgress(o *CopyProgress) error {
-	if c.copying(o.ID) == nil {
-		return fmt.Errorf("copy: no snapshot %d that is copied", o.ID)
+	if s := c.copying(o.ID); s == nil || o.DoneBytes < 0 || o.DoneBytes > s.SizeBytes {
+		return fmt.Errorf("copy: no snapshot %d that is copied, or %d bytes are not in it", o.ID, o.DoneBytes)
 	}
 	c.replace(o.ID, func(s *State) {
 		k := *s.Copying
@@ -240,7 +237,9 @@ func (c *Catalogue) verifyContent(s *State) error {
 	case s.Kind == Copy && s.Copy == nil || s.Kind != Copy && s.Copy != nil || s.Copying != nil && s.Kind != Snapshot:
 		return fmt.Errorf("it is a copy without content, or has one and is none")
 	case s.Copying != nil:
-		number = s.Copying.Volume
+		if number = s.Copying.Volume; s.Copying.DoneBytes < 0 || s.Copying.DoneBytes > s.SizeBytes {
+			return fmt.Errorf("%d of %d bytes of it are copied", s.Copying.DoneBytes, s.SizeBytes)
+		}
 	case s.Copy != nil && s.Copy.State != 0:
 		kept := c.snapshot(s.Copy.State)
 		if kept == nil {
@@ -253,6 +252,26 @@ func (c *Catalogue) verifyContent(s *State) error {
 	}
 	if v := c.volumes[number]; number != 0 && (v == nil || v.ContentOf != s.ID) {
 		return fmt.Errorf("the volume %d of its content is not there", number)
+	}
+	return nil
+}
+
+// verifyOfCopies checks that a volume has the content of what names it, and, if it was deleted, nothing but copies.
+func (c *Catalogue) verifyOfCopies(v *Volume) error {
+	if v.Deleted && (v.Place != nil || v.Internal() || c.SnapshotCount(v) > c.CopyCount(v)) {
+		return fmt.Errorf("it was deleted, and has more than copies")
+	}
+	if v.ContentOf == 0 {
+		return nil
+	}
+	s := c.states[v.ContentOf]
+	filled := s != nil && s.Copying != nil && s.Copying.Volume == v.Number
+	if !filled && s != nil && s.Copy != nil {
+		kept := c.states[s.Copy.State]
+		filled = kept != nil && kept.Volume == v.Number
+	}
+	if !filled || v.Place != nil || v.KeptOf != 0 {
+		return fmt.Errorf("it has the content of state %d, which says nothing of that", v.ContentOf)
 	}
 	return nil
 }

@@ -237,10 +237,8 @@ func (c *Catalogue) Verify() error {
 		if err := c.verifyMirror(v); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
-	}
-	for _, v := range c.volumes {
-		if s := c.states[v.ContentOf]; v.ContentOf != 0 && s == nil {
-			return fmt.Errorf("volume %d has the content of state %d, which is not there", v.Number, v.ContentOf)
+		if err := c.verifyOfCopies(v); err != nil {
+			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
 	}
 	epochs := map[uint64]bool{}

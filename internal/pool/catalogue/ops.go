@@ -194,9 +194,12 @@ func nanos(t time.Time) int64 {
 }
 
 // Apply performs an operation. Whether it is allowed was decided before it was
-// logged; one that names what does not exist, or takes what is taken, is an error and means damage.
+// logged; one that names what does not exist or is a part of something else, or takes what is taken, is an error and means damage.
 // The maps of new snapshots are the caller's to set, with SetRoot.
 func (c *Catalogue) Apply(op *Op) error {
+	if c.namesInternal(op) {
+		return fmt.Errorf("catalogue operation on an internal volume, or a snapshot of one")
+	}
 	switch {
 	case op.CreateVolume != nil:
 		return c.createVolume(op.CreateVolume)
