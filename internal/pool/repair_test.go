@@ -76,6 +76,7 @@ func damagedPool(t tb, whole bool) *driver {
 	d.createVolume("w", 64<<10)
 	d.submit("v", writeOp(0, 400<<10), writeOp(leaf, 400<<10), writeOp(2*leaf, 40<<10+512))
 	d.submit("w", writeOp(0, 64<<10))
+	d.submit("w", writeOp(0, 24<<10)) // so that what is replayed lies in the file of the last checkpoint and in the next one
 	d.snapshot("s1", "v", "w")
 	d.checkpoint()
 	d.submit("v", writeOp(8<<10, 4096), writeOp(leaf+8<<10, 4096))
