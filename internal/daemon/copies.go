@@ -140,8 +140,13 @@ func (d *Daemon) makeCopy(ctx context.Context, j *job, info pool.SnapshotInfo) (
 }
 
 // resumeCopies goes on with what an earlier daemon has left.
-func (d *Daemon) resumeCopies() {
+func (d *Daemon) resumeCopies() { d.resumeCopiesOf(func(uuid.UUID) bool { return true }) }
+
+func (d *Daemon) resumeCopiesOf(these func(id uuid.UUID) bool) {
 	for _, info := range d.pool.Copying() {
+		if !these(info.ID) {
+			continue
+		}
 		if _, _, err := d.copy(info); err != nil {
 			d.note("copy", info.Volume+"@"+info.Name, "it is not being copied: %v", err)
 		}
@@ -167,6 +172,21 @@ func (d *Daemon) stopCopy(ctx context.Context, info pool.SnapshotInfo) error {
 		err = fmt.Errorf("stop job %s: %w", id, ctx.Err())
 	}
 	return err
+}
+
+// stopCopies is stopCopy for several, and returns what has the copying go on of those that are not deleted after all.
+func (d *Daemon) stopCopies(ctx context.Context, infos []pool.SnapshotInfo) (resume func(), err error) {
+	stopped := map[uuid.UUID]bool{}
+	for _, info := range infos {
+		if d.copiedBy(info.ID) == "" {
+			continue
+		}
+		stopped[info.ID] = true
+		if err = d.stopCopy(ctx, info); err != nil {
+			break
+		}
+	}
+	return func() { d.resumeCopiesOf(func(id uuid.UUID) bool { return stopped[id] }) }, err
 }
 
 // idleCopies names the snapshots that were to become copies and that no job copies.

@@ -207,8 +207,9 @@ const seeReaders = "see who is connected to the volume or its snapshots: varve s
 
 // DeleteSnapshots deletes all of them or none. pool.ErrProtected, pool.ErrNotFound, pool.ErrInUse.
 func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
-	refs := make([]pool.SnapshotRef, 0, len(names))
+	refs, infos := make([]pool.SnapshotRef, 0, len(names)), make([]pool.SnapshotInfo, 0, len(names))
 	ids, volumes := make([]string, 0, len(names)), make([]string, 0, len(names))
+	protected := false
 	for _, name := range names {
 		ref, err := parseRef(name)
 		if err != nil {
@@ -218,13 +219,18 @@ func (d *Daemon) DeleteSnapshots(ctx context.Context, names []string) error {
 		if err != nil {
 			return err
 		}
-		if err := d.stopCopy(ctx, info); err != nil {
-			return err
-		}
-		refs, ids, volumes = append(refs, ref), append(ids, info.ID.String()), append(volumes, ref.Volume)
+		protected = protected || info.Protected
+		refs, infos, ids, volumes = append(refs, ref), append(infos, info), append(ids, info.ID.String()), append(volumes, ref.Volume)
 	}
-	err := d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteSnapshots(ctx, refs) }, volumes...)
+	resume, err := func() {}, error(nil)
+	if !protected { // which is refused
+		resume, err = d.stopCopies(ctx, infos)
+	}
+	if err == nil {
+		err = d.sessions.unlessInUse(ctx, func() error { return d.pool.DeleteSnapshots(ctx, refs) }, volumes...)
+	}
 	if err != nil {
+		resume()
 		return hinted(err, pool.ErrInUse, seeReaders)
 	}
 	for _, id := range ids {
