@@ -76,49 +76,50 @@ func (p *Pool) findCopying(id uuid.UUID) (*catalogue.State, error) {
 }
 
 // newCopying fills in what a record says of a snapshot that is to become a copy, with the first free state and volume.
-func newCopying(spec *CopySpec, state, volume uint64) *catalogue.NewCopying {
-	n := &catalogue.NewCopying{Technique: spec.Technique, Path: spec.Path, Replace: spec.Replace}
+func newCopying(spec *CopySpec, device bool, state, volume uint64) *catalogue.NewCopying {
+	n := &catalogue.NewCopying{Technique: spec.Technique, Path: spec.Path, Replace: spec.Replace, Device: device}
 	if spec.Path == "" {
 		n.Volume, n.HeadID, n.UUID = volume, state, uuid.New()
 	}
 	return n
 }
 
-// readyForCopy sees to it that a copy can be made as asked, before anything is recorded, and returns what undoes that.
-func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), err error) {
+// readyForCopy sees to it that a copy can be made as asked, before anything is recorded, and returns what undoes that. It tells
+// whether a block device takes it.
+func (p *Pool) readyForCopy(volumes int, spec *CopySpec) (undo func(), device bool, err error) {
 	nothing := func() {}
 	switch {
 	case spec == nil || spec.Path == "":
-		return nothing, nil
+		return nothing, false, nil
 	case volumes > 1:
-		return nothing, fmt.Errorf("%w: one file cannot take the copies of %d volumes", ErrInvalid, volumes)
+		return nothing, false, fmt.Errorf("%w: one file cannot take the copies of %d volumes", ErrInvalid, volumes)
 	case !path.IsAbs(spec.Path):
-		return nothing, fmt.Errorf("file %s: %w path: it is not absolute", spec.Path, ErrInvalid)
+		return nothing, false, fmt.Errorf("file %s: %w path: it is not absolute", spec.Path, ErrInvalid)
 	case inside(p.opts.Dir, spec.Path):
-		return nothing, fmt.Errorf("file %s: %w path: it lies in the pool's own directory", spec.Path, ErrInvalid)
+		return nothing, false, fmt.Errorf("file %s: %w path: it lies in the pool's own directory", spec.Path, ErrInvalid)
 	}
 	if user := p.UsedBy(spec.Path); user != "" {
-		return nothing, fmt.Errorf("file %s: %w: %s has it", spec.Path, ErrInUse, user)
+		return nothing, false, fmt.Errorf("file %s: %w: %s has it", spec.Path, ErrInUse, user)
 	}
 	switch kind, err := p.kindOf(spec.Path); {
 	case err != nil:
-		return nothing, err
+		return nothing, false, err
 	case kind == aDirectory:
-		return nothing, fmt.Errorf("file %s: %w: it is a directory, and a raw file or block device is wanted", spec.Path, ErrInvalid)
+		return nothing, false, fmt.Errorf("file %s: %w: it is a directory, and a raw file or block device is wanted", spec.Path, ErrInvalid)
 	case kind != missing && !spec.Replace:
-		return nothing, fmt.Errorf("file %s: %w", spec.Path, fs.ErrExist)
+		return nothing, false, fmt.Errorf("file %s: %w", spec.Path, fs.ErrExist)
 	case kind == aDevice:
-		return nothing, nil
+		return nothing, true, nil
 	}
 	part := partName(spec.Path)
 	if user := p.UsedBy(part); user != "" {
-		return nothing, fmt.Errorf("file %s: %w: %s has %s, which it is called until it is whole", spec.Path, ErrInUse, user, part)
+		return nothing, false, fmt.Errorf("file %s: %w: %s has %s, which it is called until it is whole", spec.Path, ErrInUse, user, part)
 	}
 	err = p.opts.FS.Remove(part) // of a copy that was never finished
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		err = makeFile(p.opts.FS, part, 0) // durable, as a power cut must not bring back what was there before
 	}
-	return func() { _ = p.opts.FS.Remove(part) }, err
+	return func() { _ = p.opts.FS.Remove(part) }, false, err
 }
 
 // What there is at a path.
@@ -270,7 +271,7 @@ func (p *Pool) CancelCopy(ctx context.Context, id uuid.UUID) error {
 
 // removePart removes a file that was never whole. Of a device, what was written stays.
 func (p *Pool) removePart(k *catalogue.Copying) error {
-	if k == nil || k.Path == "" || k.Technique == Mirror {
+	if k == nil || k.Path == "" || k.Device || k.Technique == Mirror {
 		return nil
 	}
 	if err := p.opts.FS.Remove(partName(k.Path)); err != nil && !errors.Is(err, fs.ErrNotExist) {

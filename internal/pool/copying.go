@@ -136,7 +136,13 @@ func (c *copier) open() error {
 	if err != nil {
 		return err
 	}
-	c.to, err = openFileSink(c, kind)
+	switch {
+	case c.copying.Device && kind == missing:
+		return fmt.Errorf("block device %s: %w", c.copying.Path, fs.ErrNotExist)
+	case c.copying.Device != (kind == aDevice):
+		return fmt.Errorf("file %s: %w: when the copy was asked for it was a block device and is none now, or the other way round", c.copying.Path, ErrInvalid)
+	}
+	c.to, err = openFileSink(c)
 	return err
 }
 
@@ -302,9 +308,9 @@ type fileSink struct {
 }
 
 // openFileSink opens a file where it was left, or begins again if it is not there any more.
-func openFileSink(c *copier, kind pathKind) (*fileSink, error) {
+func openFileSink(c *copier) (*fileSink, error) {
 	p := c.pool
-	s := &fileSink{fs: p.opts.FS, path: c.copying.Path, part: partName(c.copying.Path), device: kind == aDevice}
+	s := &fileSink{fs: p.opts.FS, path: c.copying.Path, part: partName(c.copying.Path), device: c.copying.Device}
 	var err error
 	if s.device {
 		s.part = s.path

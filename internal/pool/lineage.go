@@ -331,7 +331,7 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 		p.adopting.Lock() // a file that two become something of would not be seen by either
 		defer p.adopting.Unlock()
 	}
-	unready, err := p.readyForCopy(len(volumes), spec.Copy)
+	unready, device, err := p.readyForCopy(len(volumes), spec.Copy)
 	if err != nil {
 		return nil, Timing{}, fmt.Errorf("create snapshot %q: %w", spec.Name, err)
 	}
@@ -362,7 +362,7 @@ func (p *Pool) CreateSnapshot(ctx context.Context, volumes []string, spec Snapsh
 			ids = append(ids, nextID)
 			nextID++
 			if spec.Copy != nil {
-				n.Copying = newCopying(spec.Copy, nextID, nextVolume)
+				n.Copying = newCopying(spec.Copy, device, nextID, nextVolume)
 				nextID++
 				nextVolume++
 			}

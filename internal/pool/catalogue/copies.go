@@ -25,6 +25,7 @@ type Copying struct {
 	Volume    uint64    `cbor:"4,keyasint,omitempty"` // number of the internal volume that takes the content; 0: a file does
 	DoneBytes int64     `cbor:"5,keyasint,omitempty"` // are copied, and durable if into a file
 	Seal      Seal      `cbor:"6,keyasint"`           // of a file that is whole, and may not have its name yet
+	Device    bool      `cbor:"7,keyasint,omitempty"` // Path is a block device
 }
 
 // Content is where a copy's content is. Contents in a Catalogue are never changed, but replaced.
@@ -43,6 +44,7 @@ type NewCopying struct {
 	Volume    uint64    `cbor:"4,keyasint,omitempty"` // the number of the internal volume, 0: none
 	HeadID    uint64    `cbor:"5,keyasint,omitempty"` // its head's
 	UUID      uuid.UUID `cbor:"6,keyasint"`
+	Device    bool      `cbor:"7,keyasint,omitempty"`
 }
 
 // CopyProgress says how far a copy is.
@@ -104,7 +106,7 @@ func (c *Catalogue) startCopying(id uint64, o *NewCopying) error {
 		return fmt.Errorf("copy snapshot %q: into nothing", s.Name)
 	}
 	c.replace(id, func(s *State) {
-		s.Copying = &Copying{Technique: o.Technique, Path: o.Path, Replace: o.Replace, Volume: o.Volume}
+		s.Copying = &Copying{Technique: o.Technique, Path: o.Path, Replace: o.Replace, Volume: o.Volume, Device: o.Device}
 	})
 	return nil
 }
