@@ -249,3 +249,50 @@ func TestParentsAreWhatCanBeSeen(t *testing.T) {
 		t.Errorf("a snapshot of a clone of a copy descends from %q", made[0].Parent)
 	}
 }
+
+// TestFileThatComesAtTheLastMoment, when it was looked whether there is one, is not replaced unless that was asked for.
+func TestFileThatComesAtTheLastMoment(t *testing.T) {
+	for _, replace := range []bool{false, true} {
+		d := copyCase{}.setup(t)
+		infos, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "c", Copy: &pool.CopySpec{Technique: pool.CowCopy, Path: "/copy.img", Replace: replace}})
+		d.must(err)
+		d.must(d.p.Close(ctx))
+		d.opts.FS = lastMoment{d.fs}
+		d.open()
+		_, err = d.p.Copy(ctx, infos[0].ID, pool.CopyOptions{})
+		if replace {
+			d.must(err)
+		} else if got := d.fileContent("/copy.img"); !errors.Is(err, fs.ErrExist) || string(got) != "precious" {
+			t.Errorf("%q is there: %v", got, err)
+		}
+		d.must(d.p.Close(ctx))
+	}
+}
+
+// lastMoment is a file system in which somebody makes the file of a copy just before that gets its name.
+type lastMoment struct{ vfs.FS }
+
+func (f lastMoment) come(name string) error {
+	if name != "/copy.img" {
+		return nil
+	}
+	file, err := f.Create(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.WriteAt([][]byte{[]byte("precious")}, 0), file.Close())
+}
+
+func (f lastMoment) Rename(from, to string) error {
+	if err := f.come(to); err != nil {
+		return err
+	}
+	return f.FS.Rename(from, to)
+}
+
+func (f lastMoment) RenameNew(from, to string) error {
+	if err := f.come(to); err != nil {
+		return err
+	}
+	return f.FS.RenameNew(from, to)
+}

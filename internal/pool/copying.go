@@ -396,11 +396,12 @@ func (s *fileSink) finish(_ context.Context, c *copier) (catalogue.Seal, error) 
 	if err := c.save(c.state.SizeBytes, seal); err != nil {
 		return seal, err
 	}
-	if _, err := s.fs.Stat(s.path); err == nil && !c.copying.Replace {
-		return seal, fmt.Errorf("file %s: %w", s.path, fs.ErrExist)
+	rename := s.fs.RenameNew
+	if c.copying.Replace {
+		rename = s.fs.Rename
 	}
-	if err := s.fs.Rename(s.part, s.path); err != nil {
-		return seal, err
+	if err := rename(s.part, s.path); err != nil {
+		return seal, fmt.Errorf("file %s: %w", s.path, err)
 	}
 	s.part = s.path
 	return seal, s.fs.SyncDir(path.Dir(s.path))

@@ -67,6 +67,23 @@ func (osFS) Rename(oldName, newName string) error {
 	return os.Rename(oldName, newName)
 }
 
+func (osFS) RenameNew(oldName, newName string) error {
+	if path.Dir(oldName) != path.Dir(newName) {
+		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: unix.EXDEV}
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, oldName, unix.AT_FDCWD, newName, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system lacks it; a link does not replace either
+		if err := os.Link(oldName, newName); err != nil {
+			return err
+		}
+		return os.Remove(oldName)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: err}
+	}
+	return nil
+}
+
 func (osFS) Mkdir(name string) error { return os.Mkdir(name, 0o700) }
 
 func (osFS) List(dir string) ([]string, error) {

@@ -18,6 +18,7 @@ func refuse(op, name string) error { return &fs.PathError{Op: op, Path: name, Er
 func (readOnly) Create(name string) (File, error) { return nil, refuse("create", name) }
 func (readOnly) Remove(name string) error         { return refuse("remove", name) }
 func (readOnly) Rename(name, _ string) error      { return refuse("rename", name) }
+func (readOnly) RenameNew(name, _ string) error   { return refuse("rename", name) }
 func (readOnly) Mkdir(name string) error          { return refuse("make directory", name) }
 
 func (r readOnly) Open(name string) (File, error) { return r.OpenReadOnly(name) }

@@ -47,6 +47,8 @@ type FS interface {
 	// the file at newName, at once or not at all. Across directories it fails with
 	// syscall.EXDEV: two directories are never durable in one step.
 	Rename(oldName, newName string) error
+	// RenameNew is Rename, but fs.ErrExist if there is anything at newName.
+	RenameNew(oldName, newName string) error
 	// Mkdir makes one directory; fs.ErrExist if the name is taken.
 	Mkdir(name string) error
 	// List returns the names in a directory, sorted.

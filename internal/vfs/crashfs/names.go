@@ -165,10 +165,16 @@ func (f *FS) Remove(name string) error {
 // Rename is vfs.FS.
 func (f *FS) Rename(oldName, newName string) error {
 	op := Op{Kind: Rename, Path: clean(oldName), NewPath: clean(newName)}
-	return f.change(op, func() error { return f.rename(op) }, nil)
+	return f.change(op, func() error { return f.rename(op, true) }, nil)
 }
 
-func (f *FS) rename(op Op) error {
+// RenameNew is vfs.FS.
+func (f *FS) RenameNew(oldName, newName string) error {
+	op := Op{Kind: Rename, Path: clean(oldName), NewPath: clean(newName)}
+	return f.change(op, func() error { return f.rename(op, false) }, nil)
+}
+
+func (f *FS) rename(op Op, replace bool) error {
 	if path.Dir(op.Path) != path.Dir(op.NewPath) {
 		return syscall.EXDEV
 	}
@@ -183,6 +189,8 @@ func (f *FS) rename(op Op) error {
 	if replacedID, ok := dir.cached.entries[path.Base(op.NewPath)]; ok {
 		replaced := f.inodes[replacedID]
 		switch {
+		case !replace:
+			return syscall.EEXIST
 		case replaced.isDir:
 			return syscall.EEXIST
 		case in.isDir:

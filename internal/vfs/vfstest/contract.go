@@ -23,6 +23,7 @@ func Contract(t *testing.T, open func(t *testing.T) (fsys vfs.FS, dir string)) {
 	for name, test := range map[string]func(*testing.T, vfs.FS, string){
 		"names":          testNames,
 		"rename":         testRename,
+		"rename to new":  testRenameNew,
 		"write and read": testWriteRead,
 		"many buffers":   testManyBuffers,
 		"truncate":       testTruncate,
@@ -203,6 +204,30 @@ func testRename(t *testing.T, fsys vfs.FS, dir string) {
 	must(t, fsys.Rename(sub, moved))
 	_, err = fsys.Stat(path.Join(moved, "inner"))
 	must(t, err)
+}
+
+func testRenameNew(t *testing.T, fsys vfs.FS, dir string) {
+	a, b, c, sub := path.Join(dir, "a"), path.Join(dir, "b"), path.Join(dir, "c"), path.Join(dir, "sub")
+	write(t, create(t, fsys, a), "from a", 0)
+	write(t, create(t, fsys, b), "from b", 0)
+	must(t, fsys.Mkdir(sub))
+	want(t, fsys.RenameNew(a, b), fs.ErrExist, a)
+	want(t, fsys.RenameNew(a, sub), fs.ErrExist, a)
+	want(t, fsys.RenameNew(a, path.Join(sub, "a")), syscall.EXDEV, a)
+	want(t, fsys.RenameNew(path.Join(dir, "none"), c), fs.ErrNotExist, "none")
+	for name, text := range map[string]string{a: "from a", b: "from b"} {
+		f, err := fsys.Open(name)
+		must(t, err)
+		holds(t, f, text)
+		must(t, f.Close())
+	}
+	must(t, fsys.RenameNew(a, c))
+	_, err := fsys.Stat(a)
+	want(t, err, fs.ErrNotExist, a)
+	f, err := fsys.Open(c)
+	must(t, err)
+	holds(t, f, "from a")
+	must(t, f.Close())
 }
 
 func testWriteRead(t *testing.T, fsys vfs.FS, dir string) {
