@@ -296,3 +296,31 @@ func (f lastMoment) RenameNew(from, to string) error {
 	}
 	return f.FS.RenameNew(from, to)
 }
+
+// TestFileChangedWhileTheCopyWaits: when the file is whole, and the copy waits for a reader of the snapshot, somebody changes the file. The snapshot stays.
+func TestFileChangedWhileTheCopyWaits(t *testing.T) {
+	c := copyCase{technique: pool.CowCopy, path: "/copy.img"}
+	d := c.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
+	id := c.ask(d)
+	then := d.read("v@c")
+	dev, err := d.p.OpenSnapshot(copyRef)
+	d.must(err)
+	ends := 0
+	_, err = d.p.Copy(ctx, id, pool.CopyOptions{Progress: func(_ context.Context, done, total int64) error {
+		if done == total {
+			ends++
+		}
+		if ends == 2 && dev != nil {
+			f, err := d.fs.Open("/copy.img")
+			d.must(err)
+			d.must(errors.Join(f.WriteAt([][]byte{{99}}, 0), f.Close(), dev.Close()))
+			dev = nil
+		}
+		return nil
+	}})
+	if err == nil {
+		t.Error("a file that was changed became the copy")
+	}
+	d.same("v@c", then)
+}

@@ -86,8 +86,8 @@ type sink interface {
 	// zero is told of what is not written; it is nothing where that reads as zeros of itself.
 	zero(off, length int64) error
 	sync() error
-	// finish makes it what the copy will be read from. It may be called again, after a crash too.
-	finish(ctx context.Context, c *copier) (catalogue.Seal, error)
+	// finish makes it what the copy will be read from, and says that it still is when it is called again, after a crash too.
+	finish(c *copier) (catalogue.Seal, error)
 	close()
 }
 
@@ -101,11 +101,11 @@ func (c *copier) all(ctx context.Context) (copied uint64, err error) {
 			return 0, err
 		}
 	}
-	seal, err := c.to.finish(ctx, c)
-	if err != nil {
-		return 0, err
-	}
 	for {
+		seal, err := c.to.finish(c)
+		if err != nil {
+			return 0, err
+		}
 		copied, err := c.record(seal)
 		if !errors.Is(err, ErrInUse) {
 			return copied, err
@@ -290,7 +290,7 @@ func (s *poolSink) zero(int64, int64) error { return nil }
 
 func (s *poolSink) sync() error { return nil } // the record is in the same log, behind it
 
-func (s *poolSink) finish(context.Context, *copier) (catalogue.Seal, error) {
+func (s *poolSink) finish(*copier) (catalogue.Seal, error) {
 	return catalogue.Seal{}, nil
 }
 
@@ -382,16 +382,20 @@ func (s *fileSink) zero(off, length int64) error {
 func (s *fileSink) sync() error { return s.file.Sync() }
 
 // finish records the seal before the file gets its name, so that it is known for what it is after a crash.
-func (s *fileSink) finish(_ context.Context, c *copier) (catalogue.Seal, error) {
-	if s.part == s.path && !s.device {
-		return c.copying.Seal, nil
+func (s *fileSink) finish(c *copier) (catalogue.Seal, error) {
+	if s.part == s.path && c.copying.Seal.Closed { // it waits for readers of the snapshot; meanwhile everybody can see the file
+		return c.copying.Seal, changedSince(s.fs, s.path, s.file, &c.copying.Seal)
 	}
 	if err := s.file.Sync(); err != nil {
 		return catalogue.Seal{}, err
 	}
 	seal, err := sealOf(s.fs, s.part, s.file)
-	if err != nil || s.device {
+	if err != nil {
 		return seal, err
+	}
+	c.copying.Seal = seal
+	if s.device {
+		return seal, nil
 	}
 	if err := c.save(c.state.SizeBytes, seal); err != nil {
 		return seal, err
