@@ -166,7 +166,9 @@ func (r *request) admit() bool {
 		}
 		ch.entry.Epoch = epoch
 		if k := ch.entry.Kind; (k == seglog.KindTouch || k == seglog.KindBack) && ch.entry.Version == 0 {
-			ch.entry.Version = ch.volume.place.next.Add(ch.entry.Count) - ch.entry.Count
+			if ch.entry.Version, r.err = ch.volume.place.give(ch.entry.Count); r.err != nil {
+				return false
+			}
 		}
 	}
 	return true

@@ -225,3 +225,10 @@ func (p *Pool) LockAndUnlock() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 }
+
+// LeaveVersions has an inplace volume go on with its last versions but n.
+func (p *Pool) LeaveVersions(volume string, n uint64) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	p.volumes[p.cat.VolumeByName(volume).Number].place.next.Store(uint64(catalogue.KeptBlocks) - n)
+}

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 
 	"varve/internal/pool/blockmap"
@@ -34,6 +35,22 @@ func (p *Pool) noteVersions() {
 	for _, v := range p.volumes {
 		if v.place != nil {
 			p.cat.SetNext(v.number, v.place.next.Load())
+		}
+	}
+}
+
+// errVersions refuses a change for which a volume has no version any more.
+var errVersions = errors.New("all versions that its blocks can have were given: delete it, which leaves its file, and adopt that again")
+
+// give returns the first of n new versions.
+func (pl *place) give(n uint64) (uint64, error) {
+	for {
+		next := pl.next.Load()
+		if next > uint64(catalogue.KeptBlocks) || n > uint64(catalogue.KeptBlocks)-next {
+			return 0, fmt.Errorf("volume %q: %w", pl.volume.name(), errVersions)
+		}
+		if pl.next.CompareAndSwap(next, next+n) {
+			return next, nil
 		}
 	}
 }

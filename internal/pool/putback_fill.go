@@ -174,7 +174,10 @@ func (b *putter) keep(ctx context.Context, op *block.Op) error {
 	w := writes.Get().(*write)
 	defer w.release()
 	pins := p.store.NewPins()
-	version := pl.next.Add(blocks) - blocks
+	version, err := pl.give(blocks)
+	if err != nil {
+		return err
+	}
 	kept := seglog.Entry{Kind: seglog.KindZero, Volume: pl.kept.number, LBA: version, Count: blocks}
 	if op.Kind == block.OpWrite {
 		data := b.buf[:blocks*block.Size]
