@@ -110,7 +110,9 @@ func (d *Daemon) copy(info pool.SnapshotInfo) (doing contract.Job, begun bool, e
 
 func (d *Daemon) makeCopy(ctx context.Context, j *job, info pool.SnapshotInfo) (*contract.Result, error) {
 	copied, err := d.pool.Copy(ctx, info.ID, pool.CopyOptions{Progress: func(ctx context.Context, done, total int64) error {
-		j.fraction(done, total)
+		if j.fraction(done, total); done == total { // it may wait long for readers of the snapshot
+			j.giveWay()
+		}
 		return j.pause(ctx)
 	}})
 	ref := pool.SnapshotRef{Volume: info.Volume, Name: info.Name}

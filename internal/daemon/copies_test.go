@@ -3,8 +3,10 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -85,4 +87,32 @@ func mustSnapshotID(t *testing.T, d *Daemon, name string) uuid.UUID {
 		t.Fatal(err)
 	}
 	return info.ID
+}
+
+// TestCopiesThatWaitForReadersHoldUpNobody: however many snapshots are read that would be copies by now, others are copied.
+func TestCopiesThatWaitForReadersHoldUpNobody(t *testing.T) {
+	d, err := Start(t.Context(), Config{DataDir: filepath.Join(scratch(t), "data")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Stop(context.Background()) })
+	rolledRedirect(t, d, "")
+	release := d.busy(t)
+	for i := range behindAtOnce {
+		name := fmt.Sprintf("read%d", i)
+		if _, err := d.CreateSnapshots(t.Context(), contract.CreateSnapshot{Volumes: []string{"web"}, Name: name, Technique: contract.TechniqueCOWCopy}); err != nil {
+			t.Fatal(err)
+		}
+		dial(t, d, "web@"+name)
+	}
+	made, err := d.CreateSnapshots(t.Context(), contract.CreateSnapshot{Volumes: []string{"web"}, Name: "clone", Technique: contract.TechniqueClone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if j, err := d.WaitJob(ctx, made[0].CopyJob); err != nil || j.State != contract.JobDone {
+		t.Errorf("%+v, %v", j, err)
+	}
 }

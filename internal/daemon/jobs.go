@@ -44,6 +44,7 @@ type job struct {
 	owner    *jobs
 	pausable bool
 	cancel   context.CancelCauseFunc
+	giveWay  func() // lets another job run, when this one has nothing to do but wait; of the work alone
 
 	view    contract.Job
 	resumed chan struct{} // closed unless paused
@@ -111,9 +112,12 @@ func (js *jobs) queue(slots chan struct{}, kind, object string, pausable bool, w
 			case <-ctx.Done(): // the work is told so, and undoes what was done before it was queued
 			}
 		}
-		if free {
-			defer func() { <-slots }()
-		}
+		j.giveWay = sync.OnceFunc(func() {
+			if free {
+				<-slots
+			}
+		})
+		defer j.giveWay()
 		result, err := work(ctx, j)
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
