@@ -61,6 +61,7 @@ func rollbackHint(err error, ref pool.SnapshotRef) error {
 // rolledBack tells what a rollback did, and sees to it that it is copied back.
 func (d *Daemon) rolledBack(ctx context.Context, ref pool.SnapshotRef, kept pool.SnapshotInfo, took pool.Timing) (contract.Rollback, error) {
 	d.snapshotsChanged()
+	ref.Volume = kept.Volume // it may have been renamed
 	copyBack := d.copyBackAfterRollback(ref.Volume)
 	keptAs, err := d.snapshot(ctx, kept)
 	if err != nil {

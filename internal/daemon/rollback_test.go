@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"varve/internal/contract"
+	"varve/internal/pool"
 )
 
 const half = 1 << 19 // of the volumes here
@@ -224,4 +225,35 @@ func (d *Daemon) pausedRollback(t *testing.T) (id string, kept int) {
 		}
 		d.mustRollBack(t, j.Result.Rollback.Kept.Ref())
 	}
+}
+
+// TestRenamedWhileRolledBack: what is told of a rollback, and copied back after it, is of the volume as it is called then.
+func TestRenamedWhileRolledBack(t *testing.T) {
+	bothLayouts(t, func(t *testing.T, d *Daemon, _ string) {
+		ref := pool.SnapshotRef{Volume: "web", Name: "one"}
+		if err := d.sessions.unlessInUse(t.Context(), func() error { return d.pool.CheckUnwritten("web") }, "web"); err != nil {
+			t.Fatal(err)
+		}
+		renamed := false
+		done, took, err := d.pool.RollbackRanges(t.Context(), ref, []pool.Range{{Length: half}}, func(float64) error {
+			if renamed {
+				return nil
+			}
+			renamed = true
+			return d.pool.RenameVolume(t.Context(), "web", "www")
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.CreateVolume(t.Context(), contract.CreateVolume{Name: "web", Size: 4096}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := d.rolledBack(t.Context(), ref, done.Kept, took)
+		if err != nil || r.Volume != "www" || r.Snapshot != "www@one" || r.Kept.Volume != "www" {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if v, err := d.Volume(t.Context(), "www"); err != nil || (r.CopyBack != nil) != (v.Layout == contract.LayoutInplace) {
+			t.Errorf("%+v is copied back by %+v, %v", v, r.CopyBack, err)
+		}
+	})
 }
