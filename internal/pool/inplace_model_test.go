@@ -196,8 +196,8 @@ func (d *inplace) putBackWhile(do func(), snap string, ranges ...pool.Range) {
 	if ranges == nil {
 		done, err = d.p.RollbackWhole(ctx, ref, true)
 	} else {
-		done, _, err = d.p.RollbackRanges(ctx, ref, ranges, func(float64) error {
-			if do != nil {
+		done, _, err = d.p.RollbackRanges(ctx, ref, ranges, func(part float64) error {
+			if do != nil && part > 0 {
 				do()
 				do = nil
 			}

@@ -62,8 +62,8 @@ func (p *Pool) rollbackTo(ctx context.Context, ref SnapshotRef, ranges []Range, 
 	v := p.volumes[rec.Number]
 	from := former{state: s.ID, content: dev, sizeBytes: s.SizeBytes}
 	ranges, err = p.checkRollback(rec, s, ranges)
-	if err == nil && ranges != nil {
-		from.sizeBytes = p.cat.Head(rec).SizeBytes
+	if ranges != nil {
+		from.sizeBytes = 0
 	}
 	if err == nil && p.comparable(s, p.cat.Head(rec)) != nil {
 		from.state = 0
@@ -153,7 +153,7 @@ type former struct {
 	// not hold data, as a bookmark does not. 0: nobody knows what differs, and all is read and compared.
 	state   uint64
 	content block.Device // what is read; who opened it sees to it that it stays
-	// sizeBytes is what the volume is to have then: that of content, or its own where only ranges are put back.
+	// sizeBytes is what the volume is to have then: that of content, or 0 where only ranges are put back: what it has.
 	sizeBytes int64
 }
 
@@ -173,6 +173,9 @@ func (p *Pool) rollbackByCopy(ctx context.Context, v *volume, from former, range
 	}
 	if ranges == nil {
 		ranges = []Range{{0, from.sizeBytes}}
+	}
+	if err := progress(0); err != nil {
+		return PutBack{}, Timing{}, err
 	}
 	b := putter{pool: p, volume: v, from: from, name: fmt.Sprintf("(rollback of %d)", v.number), done: PutBack{Ranges: ranges}}
 	t, err := b.run(ctx, progress)
@@ -230,8 +233,14 @@ func (b *putter) keepPresent() error {
 		if err := p.unwritten(v); err != nil {
 			return proposal{}, err
 		}
+		if b.from.sizeBytes == 0 {
+			b.from.sizeBytes = c.Head(v).SizeBytes
+		}
 		if err := p.fits(c, v, b.from.sizeBytes); err != nil {
 			return proposal{}, err
+		}
+		if last := b.done.Ranges[len(b.done.Ranges)-1]; last.Offset+last.Length > b.from.sizeBytes {
+			return proposal{}, fmt.Errorf("%w range %d+%d: the volume was shrunk to %d bytes meanwhile", ErrInvalid, last.Offset, last.Length, b.from.sizeBytes)
 		}
 		now := p.opts.Clock().UTC()
 		id = c.LastState + 1

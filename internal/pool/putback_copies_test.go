@@ -71,6 +71,32 @@ func TestRollbackToACopyOfAnotherSize(t *testing.T) {
 	}
 }
 
+// TestResizedBeforeRangesAreRolledBack: a volume keeps the size that it got between the look at the ranges and the first step; a range that it has no more is refused.
+func TestResizedBeforeRangesAreRolledBack(t *testing.T) {
+	for _, size := range []int64{8 * block.Size, 40 * block.Size} {
+		d := copyCase{}.setup(t)
+		then := d.read("v@older")
+		resized := false
+		_, _, err := d.p.RollbackRanges(ctx, pool.SnapshotRef{Volume: "v", Name: "older"}, []pool.Range{{Offset: 0, Length: 20 * block.Size}}, func(float64) error {
+			if resized {
+				return nil
+			}
+			resized = true
+			return d.p.ResizeVolume(ctx, "v", size, true)
+		})
+		if grown := size > 20*block.Size; (err == nil) != grown || err != nil && !errors.Is(err, pool.ErrInvalid) {
+			t.Fatalf("to %d bytes: %v", size, err)
+		}
+		if info, err := d.p.Volume("v"); err != nil || info.SizeBytes != size {
+			t.Errorf("it was resized to %d bytes and has %d, %v", size, info.SizeBytes, err)
+		}
+		if now := d.read("v"); size > 20*block.Size && !bytes.Equal(now[:20*block.Size], then[:20*block.Size]) {
+			t.Error("the range is not what it was")
+		}
+		d.must(d.p.Close(ctx))
+	}
+}
+
 // TestRollbackToACopyAfterTheFileWasChanged by somebody else: nobody knows what differs, so all is compared.
 func TestRollbackToACopyAfterTheFileWasChanged(t *testing.T) {
 	c := copyCase{inplace: true, technique: pool.Clone}
