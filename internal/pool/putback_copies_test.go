@@ -198,3 +198,28 @@ func TestCopyCutOffWhileRead(t *testing.T) {
 		t.Errorf("extents: %+v, %v", extents, err)
 	}
 }
+
+// TestRollbackPutsNothingBehindTheEnd: what grows from a volume whose end lies within a block has zeros there.
+func TestRollbackPutsNothingBehindTheEnd(t *testing.T) {
+	for _, inplace := range []bool{false, true} {
+		c := copyCase{inplace: inplace, technique: pool.Clone}
+		d := c.setup(t)
+		const size = copiedBlocks*block.Size - 512
+		d.write("v", writeOp(0, size))
+		then := d.read("v")
+		_, err := d.p.Copy(ctx, c.ask(d), pool.CopyOptions{})
+		d.must(err)
+		d.write("v", writeOp(0, 8*block.Size), writeOp((copiedBlocks-1)*block.Size, 3584)) // two pieces, of which the second is the shorter one
+		_, _, err = d.p.RollbackCopy(ctx, copyRef, nil)
+		d.must(err)
+		_, _, err = d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "after"})
+		d.must(err)
+		_, _, err = d.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "v", Name: "after"}, pool.VolumeSpec{Name: "w"})
+		d.must(err)
+		d.must(d.p.ResizeVolume(ctx, "w", copiedBlocks*block.Size, false))
+		if got := d.read("w"); !bytes.Equal(got, append(then, make([]byte, 512)...)) {
+			t.Errorf("inplace %v: what has grown is not the volume and zeros", inplace)
+		}
+		d.must(d.p.Close(ctx))
+	}
+}
