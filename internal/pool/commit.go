@@ -148,7 +148,7 @@ func (c *committer) commit(group []*request) {
 // errEpochPassed refuses what holds for an epoch that is over: a snapshot was made meanwhile.
 var errEpochPassed = errors.New("the volume has begun another epoch")
 
-// admit gives a request's changes their epochs and versions, or the request an error.
+// admit gives a request's changes their epochs, or the request an error.
 func (r *request) admit() bool {
 	var epoch uint64
 	var last *volume
@@ -165,11 +165,6 @@ func (r *request) admit() bool {
 			return false
 		}
 		ch.entry.Epoch = epoch
-		if k := ch.entry.Kind; (k == seglog.KindTouch || k == seglog.KindBack) && ch.entry.Version == 0 {
-			if ch.entry.Version, r.err = ch.volume.place.give(ch.entry.Count); r.err != nil {
-				return false
-			}
-		}
 	}
 	return true
 }

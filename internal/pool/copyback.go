@@ -211,7 +211,11 @@ func (pl *place) inPlace(pins *blockmap.Pins, blocks []behind) error {
 		}})
 	}
 	for _, t := range others {
-		w.changes = append(w.changes, pl.versioned(seglog.KindBack, t, pl.versions(t.hi-t.lo), pins))
+		first, err := pl.lastVersions(t.hi - t.lo)
+		if err != nil {
+			return err
+		}
+		w.changes = append(w.changes, pl.versioned(seglog.KindBack, t, first, pins))
 	}
 	if err := pl.pool.commitChanges(w); err != nil {
 		return err

@@ -226,9 +226,9 @@ func (p *Pool) LockAndUnlock() {
 	defer p.mu.Unlock()
 }
 
-// LeaveVersions has an inplace volume go on with its last versions but n.
+// LeaveVersions has an inplace volume go on with the last n versions that writes may have.
 func (p *Pool) LeaveVersions(volume string, n uint64) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	p.volumes[p.cat.VolumeByName(volume).Number].place.next.Store(uint64(catalogue.KeptBlocks) - n)
+	p.volumes[p.cat.VolumeByName(volume).Number].place.next.Store(uint64(catalogue.KeptBlocks) - catalogue.FirstVersion - n)
 }

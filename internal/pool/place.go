@@ -135,9 +135,6 @@ func (pl *place) open(sizeBytes int64) error {
 // whole tells whether the file has all that the head has.
 func (pl *place) whole() bool { return pl.overlay.empty.Load() && !pl.pending.Load() }
 
-// versions gives n versions, of which it returns the first.
-func (pl *place) versions(n uint64) uint64 { return pl.next.Add(n) - n }
-
 // versioned is a change that gives blocks new versions.
 func (pl *place) versioned(kind seglog.Kind, of span, first uint64, pins *blockmap.Pins) change {
 	return change{volume: pl.volume, pins: pins, entry: seglog.Entry{Kind: kind, Volume: pl.volume.number, LBA: of.lo, Count: of.hi - of.lo, Version: first}}

@@ -192,7 +192,10 @@ func (r *loggedRound) build(w *write) error {
 
 // keepNew adds the touches and, behind them, the new content: no version may be kept that nobody has.
 func (r *loggedRound) keepNew(w *write) error {
-	next := r.place.versions(uint64(r.fresh))
+	next, err := r.place.versions(uint64(r.fresh))
+	if err != nil {
+		return err
+	}
 	first := next
 	for _, t := range r.touched {
 		w.changes = append(w.changes, r.touch(t, first))

@@ -42,11 +42,20 @@ func (p *Pool) noteVersions() {
 // errVersions refuses a change for which a volume has no version any more.
 var errVersions = errors.New("all versions that its blocks can have were given: delete it, which leaves its file, and adopt that again")
 
-// give returns the first of n new versions.
-func (pl *place) give(n uint64) (uint64, error) {
+// versions gives n versions, of which it returns the first. As many as a volume has blocks are left for lastVersions.
+func (pl *place) versions(n uint64) (uint64, error) {
+	return pl.versionsBelow(uint64(catalogue.KeptBlocks)-catalogue.FirstVersion, n)
+}
+
+// lastVersions is versions for what brings blocks into the file.
+func (pl *place) lastVersions(n uint64) (uint64, error) {
+	return pl.versionsBelow(uint64(catalogue.KeptBlocks), n)
+}
+
+func (pl *place) versionsBelow(end, n uint64) (uint64, error) {
 	for {
 		next := pl.next.Load()
-		if next > uint64(catalogue.KeptBlocks) || n > uint64(catalogue.KeptBlocks)-next {
+		if next > end || n > end-next {
 			return 0, fmt.Errorf("volume %q: %w", pl.volume.name(), errVersions)
 		}
 		if pl.next.CompareAndSwap(next, next+n) {

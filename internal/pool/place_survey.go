@@ -234,7 +234,11 @@ func (s *survey) keepAll(ctx context.Context) error {
 		return err
 	}
 	for _, t := range s.touched {
-		w.changes = append(w.changes, s.touch(t, pl.versions(t.hi-t.lo)))
+		first, err := pl.versions(t.hi - t.lo)
+		if err != nil {
+			return err
+		}
+		w.changes = append(w.changes, s.touch(t, first))
 	}
 	if err := p.commitChanges(w); err != nil {
 		return err

@@ -174,7 +174,7 @@ func (b *putter) keep(ctx context.Context, op *block.Op) error {
 	w := writes.Get().(*write)
 	defer w.release()
 	pins := p.store.NewPins()
-	version, err := pl.give(blocks)
+	version, err := pl.versions(blocks)
 	if err != nil {
 		return err
 	}
