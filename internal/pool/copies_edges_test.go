@@ -23,6 +23,7 @@ import (
 func TestProtectACopy(t *testing.T) {
 	c := copyCase{technique: pool.Clone}
 	d := c.setup(t)
+	defer func() { _ = d.p.Close(ctx) }()
 	_, err := d.p.Copy(ctx, c.ask(d), pool.CopyOptions{})
 	d.must(err)
 	d.must(d.p.ProtectSnapshot(ctx, copyRef, true))
