@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"varve/internal/contract"
 )
@@ -213,9 +214,20 @@ func TestCopyBackPauses(t *testing.T) {
 	if j := d.ended(t, paused); j.State != contract.JobDone {
 		t.Fatalf("%+v", j)
 	}
-	got, err := os.ReadFile(file)
 	want := append(bytes.Repeat([]byte{3}, 4096), bytes.Repeat([]byte{fill}, 1<<20-4096)...)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Fatalf("the file begins with %d %d, %v", got[0], got[4096], err)
+	got := make([]byte, len(want))
+	if err := dial(t, d, "web").ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("the volume begins with %d %d, %v", got[0], got[4096], err)
+	}
+	for late := time.After(deadline); ; { // small writes come into the file in time
+		got, err := os.ReadFile(file)
+		if err == nil && bytes.Equal(got, want) {
+			return
+		}
+		select {
+		case <-late:
+			t.Fatalf("the file begins with %d %d, %v", got[0], got[4096], err)
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }
