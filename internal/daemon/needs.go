@@ -11,7 +11,7 @@ import (
 //	file:PATH    a file or device that the pool does not own
 //	volume:NAME  that volume with all that it depends on itself
 //
-// So an inplace volume depends on its file alone, but while a rollback is being copied back; its snapshots, and the
+// So an inplace volume depends on its file alone, but while a rollback is being copied back, and for the second that small writes need to come into it; its snapshots, and the
 // clones of these, on the pool for what was overwritten and on the volume for the rest.
 
 func layout(info pool.VolumeInfo) string {
@@ -25,7 +25,7 @@ func volumeNeeds(info pool.VolumeInfo) []string {
 	switch {
 	case info.Deleted:
 		return []string{}
-	case info.Path != "" && info.CopyingBack:
+	case info.Path != "" && (info.CopyingBack || info.Behind):
 		return []string{"pool", "file:" + info.Path}
 	case info.Path != "":
 		return []string{"file:" + info.Path}

@@ -53,7 +53,7 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	}
 	if pl := live.place; pl != nil {
 		info.Path, info.ReadOnly, info.CopyingBack, info.Suspect = pl.path, pl.readOnly, pl.pending.Load(), v.Place.Suspect != 0
-		info.MappedBytes = p.allocated(pl.path)
+		info.MappedBytes, info.Behind = p.allocated(pl.path), !pl.overlay.empty.Load()
 		if _, err := pl.get(); err != nil {
 			info.Broken = err.Error()
 		}

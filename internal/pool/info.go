@@ -32,6 +32,8 @@ type VolumeInfo struct {
 	Suspect  bool   // somebody else has changed its file since some of its snapshots were made
 	Deleted  bool   // it is there for its copies alone
 	Leg      string // the file that it is mirrored to; empty: none
+	// Behind: small writes have not come into the file yet.
+	Behind bool
 	// CopyingBack: a rollback has not been copied back into the file yet.
 	CopyingBack bool
 	// Base is the name of the inplace volume that a clone reads blocks from; empty for others.
