@@ -24,6 +24,7 @@ demo: build ## import, serve, snapshot, roll back, clone, export; every step che
 .PHONY: test
 test: packages fmt vet lint ## every check, the tests last
 	$(GO) test -race -timeout 35m ./...
+	$(GO) test -timeout 20m ./internal/pool # all crashes, of which there are fewer under the race detector
 
 .PHONY: packages
 packages: ## the programs that tests use as clients

@@ -316,7 +316,7 @@ func TestEveryCrashPointOfPairs(t *testing.T) {
 				t.Parallel()
 				var sum crashCounts
 				for j, second := range actions {
-					if !*crashFull && (i+j)%3 != 0 {
+					if !*crashFull && (i+j)%(3*thin(4)) != 0 {
 						continue
 					}
 					c := newCrasher(t, crashSetup(t))
@@ -356,7 +356,7 @@ func (c *crasher) watchSequence(sequence ...action) {
 
 // TestEveryCrashPointOfTriples is a sample of longer sequences.
 func TestEveryCrashPointOfTriples(t *testing.T) {
-	stride := 397 // prime to the number of actions, so that all take part
+	stride := 397 * thin(5) // prime to the number of actions, so that all take part
 	if *crashFull {
 		stride = 13
 	}

@@ -194,16 +194,16 @@ func TestInplaceAtEveryCrash(t *testing.T) {
 
 // TestInplaceAtEveryCrashAfterAnother does the same to what another action has left, with fewer ways to crash.
 func TestInplaceAtEveryCrashAfterAnother(t *testing.T) {
-	for _, first := range []string{
+	for i, first := range []string{
 		"first write", "part of a block", "much", "zero", "snapshot, write, destage", "rollback", "write while a rollback is not copied back", "reclaim", "checkpoint",
 	} {
-		for _, name := range []string{
+		for j, name := range []string{
 			"write, destage, write", "much", "part of a block", "discard", "snapshot while it is destaged", "rollback while it is destaged", "reclaim", "close",
 		} {
+			if first == "reclaim" && name == "reclaim" || (i+j)%thin(4) != 0 { // there is one snapshot to delete
+				continue
+			}
 			t.Run(first+", "+name, func(t *testing.T) {
-				if first == "reclaim" && name == "reclaim" {
-					t.Skip("there is one snapshot to delete")
-				}
 				d := inplaceSetup(t, 0)
 				inplaceActions[first](d)
 				if first == "reclaim" {
