@@ -51,6 +51,8 @@ func (p *Pool) CheckOwners() error {
 
 // Abandon lets go of a pool as a crash of the process does: nothing is saved.
 func (p *Pool) Abandon() {
+	p.reclaimer.stop()
+	p.mirrorKeeper.stop()
 	p.checkpointer.stop()
 	p.abandon()
 }
