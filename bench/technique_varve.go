@@ -224,8 +224,8 @@ func (d *varveDisk) remove(ctx context.Context, name string) error {
 }
 
 const (
-	quietFor     = 250 * time.Millisecond // without a byte written, and all is settled
-	quietAtLast  = 2 * time.Minute        // that a server has for it
+	quietFor     = 1500 * time.Millisecond // without a byte written, and all is settled: small writes come into an adopted file within a second
+	quietAtLast  = 2 * time.Minute         // that a server has for it
 	quietSamples = 50 * time.Millisecond
 )
 
