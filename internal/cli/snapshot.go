@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"math"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -71,12 +70,9 @@ func (k *keepFor) UnmarshalText(text []byte) error {
 
 // Run creates snapshots.
 func (c snapshotCreate) Run(t *terminal) error {
-	to := c.To
-	if to != "" {
-		var err error
-		if to, err = filepath.Abs(to); err != nil {
-			return fmt.Errorf("%s: %w", c.To, err)
-		}
+	to, err := absolute(c.To)
+	if err != nil {
+		return err
 	}
 	if c.Technique == contract.TechniqueMirror && len(c.Volumes) == 1 && to != "" {
 		if err := t.mirrored(c.Volumes[0], to); err != nil {

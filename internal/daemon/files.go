@@ -35,14 +35,7 @@ func (d *Daemon) fileProblems() []string {
 
 // lostCopies tells which snapshots cannot be read, because the file that has their content is gone.
 func (d *Daemon) lostCopies() (out []string) {
-	snapshots, err := d.pool.Snapshots("")
-	if err != nil {
-		return nil // of all volumes it cannot fail
-	}
-	for _, s := range snapshots {
-		if !isCopy(s) || s.Copy.Path == "" {
-			continue
-		}
+	for _, s := range d.pool.InFiles() {
 		if _, err := os.Stat(s.Copy.Path); err != nil {
 			out = append(out, fmt.Sprintf("%s@%s: the file that has its content cannot be found: %v", s.Volume, s.Name, err))
 		}

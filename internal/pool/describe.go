@@ -40,10 +40,11 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	live.mu.RLock()
 	mapped := live.tree.View().Mapped()
 	live.mu.RUnlock()
+	counts := p.cat.Count(v)
 	info := VolumeInfo{
 		ID: v.UUID, Name: v.Name, SizeBytes: head.SizeBytes, Labels: v.Labels, CreatedAt: v.CreatedAt, Origin: v.Origin,
-		MappedBytes: int64(mapped) * block.Size, Snapshots: p.cat.ListedCount(v), Making: p.making(v),
-		Bookmarks: p.cat.BookmarkCount(v), Copies: p.cat.CopyCount(v), Deleted: v.Deleted,
+		MappedBytes: int64(mapped) * block.Size, Snapshots: counts.Listed, Making: counts.Copying,
+		Bookmarks: p.cat.BookmarkCount(v), Copies: counts.Copies, Deleted: v.Deleted,
 	}
 	if v.Mirror != nil {
 		info.Leg = v.Mirror.Path
@@ -64,14 +65,17 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	return info
 }
 
-// making counts the snapshots of a volume that are being copied and cannot be seen yet.
-func (p *Pool) making(v *catalogue.Volume) (n int) {
-	for _, s := range p.cat.Snapshots(v) {
-		if s.Copying != nil && !p.cat.Listed(s) {
-			n++
+// InFiles lists the copies that lie in files of their own, oldest first.
+func (p *Pool) InFiles() []SnapshotInfo {
+	p.mu.RLock()
+	var ids []uint64
+	for _, s := range p.cat.States() {
+		if s.Copy != nil && s.Copy.Path != "" {
+			ids = append(ids, s.ID)
 		}
 	}
-	return n
+	p.mu.RUnlock()
+	return slices.DeleteFunc(p.describe(ids), func(info SnapshotInfo) bool { return info.Name == "" })
 }
 
 // listAtOnce is how many snapshots are described while changes of the catalogue wait.

@@ -275,8 +275,9 @@ func (p *Pool) deleteVolume(ctx context.Context, name string, incomplete bool) e
 		if v == nil || v.Incomplete != incomplete || v.Internal() {
 			return proposal{}, ErrNotFound
 		}
-		n := c.SnapshotCount(v) - c.CopyCount(v)
-		if n > 0 && c.ListedCount(v) == c.CopyCount(v) {
+		counts := c.Count(v)
+		n := c.SnapshotCount(v) - counts.Copies
+		if n > 0 && counts.Listed == counts.Copies {
 			return proposal{}, fmt.Errorf("%w: a snapshot or a rollback of it is under way; wait for that", ErrInUse)
 		}
 		if n > 0 {

@@ -220,11 +220,24 @@ func (c *Catalogue) NewestPoints(v *Volume, before uint64, limit int) []*State {
 // SnapshotCount counts the snapshots and copies of a volume.
 func (c *Catalogue) SnapshotCount(v *Volume) int { return len(c.named[v.Number]) }
 
-// ListedCount counts those that can be seen.
-func (c *Catalogue) ListedCount(v *Volume) (n int) {
+// Counts says how many snapshots a volume has of which kind.
+type Counts struct {
+	Listed  int // can be seen
+	Copies  int // of these, need nothing but themselves
+	Copying int // cannot be seen, as they are not wholly copied yet
+}
+
+// Count counts the snapshots of a volume by what they are.
+func (c *Catalogue) Count(v *Volume) (n Counts) {
 	for _, id := range c.named[v.Number] {
-		if c.Listed(c.states[id]) {
-			n++
+		switch s := c.states[id]; {
+		case c.Listed(s):
+			n.Listed++
+			if s.Kind == Copy {
+				n.Copies++
+			}
+		case s.Copying != nil:
+			n.Copying++
 		}
 	}
 	return n

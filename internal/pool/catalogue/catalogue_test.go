@@ -132,7 +132,7 @@ func drawOp(t *rapid.T, c *Catalogue, names int) *Op {
 	case "resize":
 		return &Op{ResizeVolume: &ResizeVolume{Number: v.Number, SizeBytes: rapid.Int64Range(1, 1<<46).Draw(t, "size")}}
 	case "delete volume":
-		if c.SnapshotCount(v) == c.CopyCount(v) && v.Mirror == nil {
+		if c.SnapshotCount(v) == c.Count(v).Copies && v.Mirror == nil {
 			return &Op{DeleteVolume: &DeleteVolume{Number: v.Number}}
 		}
 	case "copied", "cancel copy":

@@ -79,16 +79,6 @@ func (c *Catalogue) Listed(s *State) bool {
 	return v != nil && !v.Internal()
 }
 
-// CopyCount counts the copies of a volume.
-func (c *Catalogue) CopyCount(v *Volume) (n int) {
-	for _, id := range c.named[v.Number] {
-		if c.states[id].Kind == Copy {
-			n++
-		}
-	}
-	return n
-}
-
 // startCopying makes the internal volume that a snapshot is to be copied into, if it is.
 func (c *Catalogue) startCopying(id uint64, o *NewCopying) error {
 	s := c.states[id]
@@ -260,7 +250,7 @@ func (c *Catalogue) verifyContent(s *State) error {
 
 // verifyOfCopies checks that a volume has the content of what names it, and, if it was deleted, nothing but copies.
 func (c *Catalogue) verifyOfCopies(v *Volume) error {
-	if v.Deleted && (v.Place != nil || v.Internal() || c.SnapshotCount(v) > c.CopyCount(v)) {
+	if v.Deleted && (v.Place != nil || v.Internal() || c.SnapshotCount(v) > c.Count(v).Copies) {
 		return fmt.Errorf("it was deleted, and has more than copies")
 	}
 	if v.ContentOf == 0 {

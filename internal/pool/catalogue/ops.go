@@ -413,7 +413,7 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	if v == nil {
 		return fmt.Errorf("delete volume: no volume %d", number)
 	}
-	if c.SnapshotCount(v) > c.CopyCount(v) {
+	if c.SnapshotCount(v) > c.Count(v).Copies {
 		return fmt.Errorf("delete volume %q: it has snapshots", v.Name)
 	}
 	if v.Mirror != nil {

@@ -45,7 +45,7 @@ func TestPutBack(t *testing.T) {
 	for _, inplace := range []bool{false, true} {
 		c := filling(t, inplace)
 		v := c.VolumeByName("a")
-		if n := c.ListedCount(v); n != 1 {
+		if n := c.Count(v).Listed; n != 1 {
 			t.Errorf("before, %d snapshots can be seen", n)
 		}
 		if p := c.VisibleParent(c.Head(v)); p == nil || p.ID != 5 {
@@ -61,8 +61,8 @@ func TestPutBack(t *testing.T) {
 		if head.ID != before.ID || head.Parent != 9 || head.SizeBytes != 4096 || head.Epoch != c.LastEpoch || head.Epoch <= filled.Epoch {
 			t.Errorf("the head is %+v", head)
 		}
-		if kept.Pending || !kept.Automatic || kept.SizeBytes != 8192 || c.ListedCount(v) != 2 {
-			t.Errorf("what is kept is %+v, of %d snapshots", kept, c.ListedCount(v))
+		if kept.Pending || !kept.Automatic || kept.SizeBytes != 8192 || c.Count(v).Listed != 2 {
+			t.Errorf("what is kept is %+v, of %d snapshots", kept, c.Count(v).Listed)
 		}
 		if c.Volume(5) != nil || c.State(10) != nil || c.VolumeByName("(rollback of 1)") != nil {
 			t.Error("what was filled is still there")
