@@ -108,7 +108,7 @@ func (m *mirrorModel) attach() {
 
 func (m *mirrorModel) detach() {
 	if !m.hasMirror() {
-		m.t.Skip("no mirror")
+		m.t.Skip("no mirror") // rapid's: another action is drawn
 	}
 	same := m.info().State == pool.MirrorInSync
 	m.must(m.p.DetachMirror(ctx, "v"))
@@ -119,7 +119,7 @@ func (m *mirrorModel) detach() {
 
 func (m *mirrorModel) copy() {
 	if !m.hasMirror() || m.failed() {
-		m.t.Skip("no leg")
+		m.t.Skip("no leg") // rapid's: another action is drawn
 	}
 	m.sync()
 }
@@ -127,7 +127,7 @@ func (m *mirrorModel) copy() {
 // copyPart copies until the file system was asked for some things.
 func (m *mirrorModel) copyPart(operations int) {
 	if !m.hasMirror() || m.failed() {
-		m.t.Skip("no leg")
+		m.t.Skip("no leg") // rapid's: another action is drawn
 	}
 	short, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -145,7 +145,7 @@ func (m *mirrorModel) copyPart(operations int) {
 
 func (m *mirrorModel) clear() {
 	if !m.hasMirror() {
-		m.t.Skip("no mirror")
+		m.t.Skip("no mirror") // rapid's: another action is drawn
 	}
 	m.must(m.p.ClearRegions("v"))
 }
@@ -153,7 +153,7 @@ func (m *mirrorModel) clear() {
 // breakLeg has one of the next operations on the leg fail.
 func (m *mirrorModel) breakLeg(t *rapid.T) {
 	if !m.hasMirror() || m.failed() {
-		m.t.Skip("no leg")
+		m.t.Skip("no leg") // rapid's: another action is drawn
 	}
 	remove := m.fs.Inject(crashfs.Fault{
 		Err: errIO, Skip: rapid.IntRange(0, 2).Draw(t, "skip"), Prefix: rapid.SampledFrom([]int64{0, 512, 5000}).Draw(t, "prefix"),
@@ -185,7 +185,7 @@ func (m *mirrorModel) snapshot() {
 
 func (m *mirrorModel) rollback() {
 	if m.snaps == 0 {
-		m.t.Skip("no snapshot")
+		m.t.Skip("no snapshot") // rapid's: another action is drawn
 	}
 	kept, _, err := m.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: "s"})
 	m.must(err)

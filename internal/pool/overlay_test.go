@@ -6,7 +6,6 @@ import (
 	"errors"
 	"path"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -305,8 +304,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	sums := map[string]uint32{}
 	for kill := range kills {
 		var wg sync.WaitGroup
-		var total atomic.Int64
-		stop := make(chan struct{})
+		wrote, failed, stop := make(chan struct{}, 1), make(chan struct{}, writers), make(chan struct{})
 		for w := range writers {
 			dev, err := p.OpenVolume("v")
 			if err != nil {
@@ -324,24 +322,35 @@ func TestKilledUnderLoad(t *testing.T) {
 					lba = lba/writers*writers + w // of its own
 					value := uint32(kill)<<24 | n
 					if !writeNumber(t, dev, lba, value, n%3 == 0) {
+						failed <- struct{}{}
 						return
 					}
 					last[lba] = value
-					total.Add(1)
+					select {
+					case wrote <- struct{}{}:
+					default:
+					}
 				}
 			})
 		}
-		for total.Load() < 200 && !t.Failed() {
-			time.Sleep(time.Millisecond)
+		someWrites := func() {
+			for range 200 {
+				select {
+				case <-wrote:
+				case <-failed:
+					close(stop)
+					wg.Wait()
+					t.FailNow()
+				}
+			}
 		}
+		someWrites()
 		name := string(rune('a' + kill))
 		if _, _, err := p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: name}); err != nil {
 			t.Fatal(err)
 		}
 		sums[name] = sum(contentOf(t, p, "v@"+name))
-		for enough := total.Load() + 200; total.Load() < enough && !t.Failed(); {
-			time.Sleep(time.Millisecond)
-		}
+		someWrites()
 		close(stop)
 		wg.Wait()
 		p.Abandon()
@@ -404,7 +413,7 @@ func TestDestagesByItself(t *testing.T) {
 	if p.KeptBytes("v") == 0 {
 		t.Error("it does not lie in the log")
 	}
-	for deadline := time.Now().Add(time.Minute); p.Logged("v") > 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); p.Logged("v") > 0; time.Sleep(10 * time.Millisecond) { // what works in the background tells nobody
 		if time.Now().After(deadline) {
 			t.Fatal("it stays in the log")
 		}

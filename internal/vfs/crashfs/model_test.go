@@ -113,7 +113,7 @@ var offsets = rapid.Custom(func(t *rapid.T) int64 {
 
 func (m *machine) file(t *rapid.T) int {
 	if len(m.files) == 0 {
-		t.Skip("no file is open")
+		t.Skip("no file is open") // rapid's: another action is drawn
 	}
 	return rapid.SampledFrom(m.files).Draw(t, "file")
 }
@@ -121,7 +121,7 @@ func (m *machine) file(t *rapid.T) int {
 // opened runs an operation that opens a file on both sides.
 func (m *machine) opened(t *rapid.T, what string, open func(fsys vfs.FS, name string) (vfs.File, error)) {
 	if len(m.files) == 4 {
-		t.Skip("enough files are open")
+		t.Skip("enough files are open") // rapid's: another action is drawn
 	}
 	name, ok := names.Draw(t, "name"), false
 	both(t, m.sides, what+" "+name, func(s *side) (any, error) {
