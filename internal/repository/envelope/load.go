@@ -77,7 +77,7 @@ func load(ctx context.Context, st objects.Store, stored, name string, repository
 		}
 	}
 	if err == nil {
-		if foreign := h.belongs(name, repository, kind); foreign != nil {
+		if foreign := h.Belongs(name, repository, kind); foreign != nil {
 			err = fmt.Errorf("%w: %w", ErrLost, foreign)
 		}
 	}
@@ -87,8 +87,9 @@ func load(ctx context.Context, st objects.Store, stored, name string, repository
 	return h, payload, nil
 }
 
-// belongs fails with ErrForeign unless the header is of that object.
-func (h Header) belongs(name string, repository uuid.UUID, kind Kind) error {
+// Belongs fails with ErrForeign unless the header is of the object of that name,
+// repository (uuid.Nil: any) and kind. Load has looked; who reads parts of objects must.
+func (h Header) Belongs(name string, repository uuid.UUID, kind Kind) error {
 	switch {
 	case repository != uuid.Nil && h.Repository != repository:
 		return fmt.Errorf("%w: it is of repository %v, not %v", ErrForeign, h.Repository, repository)

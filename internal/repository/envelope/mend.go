@@ -167,7 +167,7 @@ func mendShards(l layout, rep *Report) error {
 	}
 	slices.Sort(rep.Lost)
 	closeTable(l.headers[0], table)
-	if sum := table[len(table)-4:]; known == nil && (len(rep.Lost) > 0 || !bytes.HasSuffix(either[0], sum) && !bytes.HasSuffix(either[1], sum)) {
+	if sum := table[len(table)-4:]; known == nil && !bytes.HasSuffix(either[0], sum) && !bytes.HasSuffix(either[1], sum) {
 		rep.Lost = nil // no shard is sure
 		for s := range l.shards() {
 			rep.Lost = append(rep.Lost, s)
