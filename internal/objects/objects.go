@@ -1,11 +1,19 @@
 // Package objects is what a repository asks of the place where it lies: objects
 // by name, written once and whole. Package dir is a directory, package s3 a
-// bucket, package faulty a store that fails as told.
+// bucket, package faulty a store that fails as told; package open finds the
+// right one for a URL, and objectstest is the contract that they all keep.
 //
 // A name is one or more parts of [a-z0-9._-], none of them "." or "..", joined
-// by slashes. An object is visible whole or not at all, and durable as soon as
-// Put returns. What was put is seen by every later Get, Stat and List of any
-// client. Ages are told by the store's own clock, in Info.Modified.
+// by slashes (see CheckName); no name is the beginning of another up to one of its
+// slashes, as in a directory. An object is visible whole or not at all, and
+// durable as soon as Put returns. What was put is seen by every later Get, Stat
+// and List of any client. Ages are told by the store's own clock, in Info.Modified.
+//
+// A Put or Delete that fails with anything but ErrExists, ErrFull, ErrDenied or
+// ErrLocked may have been done all the same, or may be done still: the answer was
+// lost, not the request. Who tries such a Put again may find ErrExists, from his own.
+//
+// Wrappers: Counted counts what is asked of a store, Limited bounds its bandwidth.
 package objects
 
 import (
@@ -35,6 +43,10 @@ var (
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrShort: the object ends before the range that was asked for.
 	ErrShort = errors.New("object is too short")
+	// ErrTooLarge: the object has more than MaxObjectBytes.
+	ErrTooLarge = errors.New("object is too large")
+	// ErrName: that is no name of an object.
+	ErrName = errors.New("not a name of an object")
 )
 
 // Info describes an object.
@@ -70,13 +82,15 @@ type Store interface {
 	// deleted meanwhile may or may not be visited. An error of visit ends it and is returned as it is.
 	List(ctx context.Context, prefix string, visit func(Info) error) error
 
-	// Delete removes an object, with all versions of it; it is no error if there is none. ErrLocked.
+	// Delete removes an object, with all versions of it, for good when it returns; it is no error if there is none. ErrLocked.
 	Delete(ctx context.Context, name string) error
 
-	// Retain extends an object's retention to at least until; errors.ErrUnsupported where there are no locks.
+	// Retain extends an object's retention to at least until, and never shortens it: ErrNotFound;
+	// errors.ErrUnsupported where there are no locks.
 	Retain(ctx context.Context, name string, until time.Time) error
 
-	// Exclusive tells that Put never replaces an object, whoever puts it.
+	// Exclusive tells that Put never replaces an object, whoever puts it. It may have to ask the store; false also
+	// where that fails.
 	Exclusive() bool
 
 	// URL names the place as a user does, without credentials.
