@@ -59,7 +59,9 @@ func TestLoadsWhatWasCreated(t *testing.T) {
 	for _, change := range []func(c *config.Config){
 		func(*config.Config) {},
 		func(c *config.Config) { c.Encryption = config.Plain },
-		func(c *config.Config) { c.Scope, c.Parity, c.Grace, c.ChunkBytes = config.ScopeRepository, 0, 0, 64<<10 },
+		func(c *config.Config) {
+			c.Scope, c.Parity, c.Grace, c.ChunkBytes = config.ScopeRepository, 0, 0, 64<<10
+		},
 		func(c *config.Config) { c.Parity, c.ChunkBytes = 100, 1<<20 },
 		func(c *config.Config) {
 			c.Features.ReadOnly, c.Features.NoPrune = []string{"new-records"}, []string{"a", "b"}

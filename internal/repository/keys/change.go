@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-
 	"varve/internal/objects"
 	"varve/internal/repository/copies"
 	"varve/internal/repository/envelope"
@@ -99,6 +98,9 @@ func (r *Ring) Rotate(ctx context.Context, st objects.Store) error {
 	next.Keys.Rotate()
 	return r.replace(ctx, st, next, nil)
 }
+
+// errOvertaken: others have changed the ring meanwhile, before or after this change.
+var errOvertaken = fmt.Errorf("change the keys: %w at the same time: open them to see whether this change is made", ErrChanged)
 
 // next is the ring as the next revision begins.
 func (r *Ring) next() *Ring {
@@ -201,7 +203,7 @@ func (r *Ring) replace(ctx context.Context, st objects.Store, next *Ring, slots 
 		return fmt.Errorf("change the keys: %w: %w", ErrChanged, err)
 	}
 	if errors.Is(err, objects.ErrNotFound) {
-		return fmt.Errorf("change the keys: %w, and again: open them to see whether the change is made", ErrChanged)
+		return errOvertaken // what was put was deleted by whoever put a later one
 	}
 	if err != nil {
 		return fmt.Errorf("change the keys: %w: open them again to see whether the change is made", err)
@@ -209,16 +211,16 @@ func (r *Ring) replace(ctx context.Context, st objects.Store, next *Ring, slots 
 	if p, err = look(ctx, st); err != nil {
 		return fmt.Errorf("change the keys: %w: the change is made", err)
 	}
-	// The name was free perhaps only because others have changed the ring more than once, and have deleted what came between.
-	// They delete in ascending order: had they, the ring that this one replaces would be gone.
-	if p.newest() > next.Revision && r.seen > 0 && len(p.rings[r.seen]) == 0 {
-		return fmt.Errorf("change the keys: %w, and again: open them to see whether the change is made", ErrChanged)
+	first := r.Revision == 0
+	if p.newest() > next.Revision && !first {
+		// Either others have built on this ring already; or its name was free only because they have changed the ring
+		// more than once, and have deleted what came between.
+		return errOvertaken
 	}
 	removed := make(map[string]bool)
 	for _, m := range r.Methods {
 		removed[m.ID] = true
 	}
-	first := r.Revision == 0
 	*r = *next
 	if first {
 		return nil // what else lies there is of others who are at the same
@@ -251,14 +253,9 @@ func (r *Ring) clean(ctx context.Context, st objects.Store, p *present, removed 
 			failed = errors.Join(failed, remove(ctx, st, names(slot)))
 		}
 	}
-	older := p.revisions()
-	slices.Reverse(older)
-	for _, revision := range older {
-		if revision >= r.Revision {
-			break
-		}
-		if err := remove(ctx, st, p.rings[revision]); err != nil {
-			return errors.Join(failed, err) // in ascending order, see replace
+	for revision, older := range p.rings {
+		if revision < r.Revision {
+			failed = errors.Join(failed, remove(ctx, st, older))
 		}
 	}
 	return failed
