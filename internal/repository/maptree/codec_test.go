@@ -148,38 +148,42 @@ func TestHostileNodesAreRefused(t *testing.T) {
 		return p
 	}
 	for name, plain := range map[string][]byte{
-		"nothing":                     nil,
-		"a byte less":                 leaf[:len(leaf)-1],
-		"a byte more":                 append(bytes.Clone(leaf), 0),
-		"format 0":                    edit(leaf, func(p []byte) { p[0] = 0 }),
-		"level 10":                    edit(inner.encode(g), func(p []byte) { p[1] = 10 }),
-		"leaf said to be inner":       edit(leaf, func(p []byte) { p[1] = 1 }),
-		"inner said to be a leaf":     edit(inner.encode(g), func(p []byte) { p[1] = 0 }),
-		"another geometry":            edit(leaf, func(p []byte) { p[2] = 64 }),
-		"no slots":                    edit(leaf, func(p []byte) { le.PutUint64(p[6:], 0) }),
-		"a slot more":                 edit(leaf, func(p []byte) { le.PutUint64(p[6:], 0x603) }),
-		"a slot less":                 edit(leaf, func(p []byte) { le.PutUint64(p[6:], 1) }),
-		"packs beyond the end":        edit(leaf, func(p []byte) { le.PutUint16(p[4:], 0xffff) }),
-		"a pack less":                 edit(leaf, func(p []byte) { le.PutUint16(p[4:], 1) }),
-		"a pack more":                 edit(leaf, func(p []byte) { le.PutUint16(p[4:], 3) }),
-		"the same pack twice":         edit(leaf, func(p []byte) { copy(p[headerBytes+packBytes:first], p[headerBytes:]) }),
-		"packs out of order":          edit(leaf, func(p []byte) { p[first+1] = 1 }),
-		"a pack that is not there":    edit(leaf, func(p []byte) { p[second+1] = 2 }),
-		"a pack that nobody names":    edit(leaf, func(p []byte) { p[second+1] = 0 }),
-		"no chunks":                   edit(leaf, func(p []byte) { p[second] &^= 7 }),
-		"five chunks":                 edit(leaf, func(p []byte) { p[second] |= 7 }),
-		"a third chunk that is whole": edit(leaf, func(p []byte) { p[second] |= shapeWhole << 2 }),
-		"bitmap of a whole chunk":     edit(leaf, func(p []byte) { le.PutUint16(p[held:], 0xffff) }),
-		"a chunk that supplies none":  edit(leaf, func(p []byte) { le.PutUint16(p[held:], 0x0200) }),
-		"a chunk that holds none":     edit(leaf, func(p []byte) { le.PutUint16(p[held:], 0) }),
-		"a chunk that is all zero":    edit(leaf, func(p []byte) { le.PutUint16(p[zero:], 0x00ff) }),
-		"an empty zero bitmap":        edit(leaf, func(p []byte) { le.PutUint16(p[zero:], 0) }),
+		"nothing":                      nil,
+		"a byte less":                  leaf[:len(leaf)-1],
+		"a byte more":                  append(bytes.Clone(leaf), 0),
+		"format 0":                     edit(leaf, func(p []byte) { p[0] = 0 }),
+		"level 10":                     edit(inner.encode(g), func(p []byte) { p[1] = 10 }),
+		"leaf said to be inner":        edit(leaf, func(p []byte) { p[1] = 1 }),
+		"inner said to be a leaf":      edit(inner.encode(g), func(p []byte) { p[1] = 0 }),
+		"another geometry":             edit(leaf, func(p []byte) { p[2] = 64 }),
+		"no slots":                     edit(leaf, func(p []byte) { le.PutUint64(p[6:], 0) }),
+		"a slot more":                  edit(leaf, func(p []byte) { le.PutUint64(p[6:], 0x603) }),
+		"a slot less":                  edit(leaf, func(p []byte) { le.PutUint64(p[6:], 1) }),
+		"packs beyond the end":         edit(leaf, func(p []byte) { le.PutUint16(p[4:], 0xffff) }),
+		"a pack less":                  edit(leaf, func(p []byte) { le.PutUint16(p[4:], 1) }),
+		"a pack more":                  edit(leaf, func(p []byte) { le.PutUint16(p[4:], 3) }),
+		"the same pack twice":          edit(leaf, func(p []byte) { copy(p[headerBytes+packBytes:first], p[headerBytes:]) }),
+		"packs out of order":           edit(leaf, func(p []byte) { p[first+1] = 1 }),
+		"packs named in another order": edit(leaf, func(p []byte) { p[first+1], p[second+1], p[second+1+referenceBytes] = 1, 0, 1 }),
+		"a pack that is not there":     edit(leaf, func(p []byte) { p[second+1] = 2 }),
+		"a pack that nobody names":     edit(leaf, func(p []byte) { p[second+1] = 0 }),
+		"no chunks":                    edit(leaf, func(p []byte) { p[second] &^= 7 }),
+		"five chunks":                  edit(leaf, func(p []byte) { p[second] |= 7 }),
+		"a third chunk that is whole":  edit(leaf, func(p []byte) { p[second] |= shapeWhole << 2 }),
+		"a chunk that supplies none":   edit(leaf, func(p []byte) { le.PutUint16(p[held:], 0x0200) }),
+		"a chunk that holds none":      edit(leaf, func(p []byte) { le.PutUint16(p[held:], 0) }),
+		"a chunk that is all zero":     edit(leaf, func(p []byte) { le.PutUint16(p[zero:], 0x00ff) }),
+		"an empty zero bitmap":         edit(leaf, func(p []byte) { le.PutUint16(p[zero:], 0) }),
 	} {
 		if n, err := Decode(plain, g); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v, %v", name, n, err)
 		}
 	}
 	partial := Node{Regions: []RegionAt{{Region: Region{Chunks: []Chunk{{Held: First(3)}}, Zero: First(2)}}}}
+	alone := Node{Regions: []RegionAt{{Region: Region{Chunks: []Chunk{{Held: First(3)}}}}}}
+	if _, err := Decode(edit(alone.encode(g), func(p []byte) { le.PutUint16(p[len(p)-2:], 0xffff) }), g); !errors.Is(err, ErrDamaged) {
+		t.Errorf("the bitmap of a chunk that holds all: %v", err)
+	}
 	if _, err := Decode(edit(partial.encode(g), func(p []byte) { p[len(p)-1] = 0x80 }), g); !errors.Is(err, ErrDamaged) {
 		t.Errorf("zeros where no chunk holds a block: %v", err)
 	}

@@ -77,7 +77,7 @@ func (t *Tree) regions(ctx context.Context, s subtree, first uint64) (regions [s
 }
 
 func (d *differ) nodes(ctx context.Context, a, b subtree, level int, first uint64) error {
-	if a.none && b.none || !a.none && !b.none && a.level == b.level && a.ID == b.ID {
+	if a.none && b.none || !a.none && !b.none && a.ID == b.ID {
 		return nil
 	}
 	if level == 0 {

@@ -8,8 +8,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -93,6 +93,9 @@ func step(t *rapid.T, s *nodeStore, g Geometry, base Root, before modelMap) (Roo
 	m := before.clone()
 	if rapid.Bool().Draw(t, "resize") {
 		m.size = drawSize(t)
+		if rapid.Bool().Draw(t, "a little") {
+			m.size = max(1, before.size+rapid.Uint64Range(0, 130).Draw(t, "by")-min(before.size, 100))
+		}
 	}
 	maps.DeleteFunc(m.regions, func(index uint64, _ Region) bool { return index >= m.size })
 	changed := map[uint64]bool{}
@@ -268,52 +271,6 @@ func upTo(n uint64) (indexes []uint64) {
 	return indexes
 }
 
-// A change costs the nodes on its path, and no change costs nothing, not even a look.
-func TestBuilderReadsAndWritesOnlyChangedPaths(t *testing.T) {
-	ctx := context.Background()
-	g := Geometry{BlocksPerRegion: 64}
-	const size = 16384 // 4 GiB: 256 leaves, 4 inner nodes, a root
-	for _, test := range []struct {
-		name          string
-		change        func(b *Builder) error
-		size          uint64
-		reads, writes int
-	}{
-		{"nothing", func(*Builder) error { return nil }, size, 0, 0},
-		{"one region", func(b *Builder) error { return b.Set(ctx, 5000, wholeRegion(g, 1)) }, size, 3, 3},
-		{"one region, as it was", func(b *Builder) error { return b.Set(ctx, 5000, wholeRegion(g, 2*5000)) }, size, 3, 0},
-		{"a leaf's worth", func(b *Builder) error { return b.Clear(ctx, 5056, 5120) }, size, 2, 2},
-		{"all", func(b *Builder) error { return b.Clear(ctx, 0, size) }, size, 1, 0},
-		{"two far apart", func(b *Builder) error {
-			if err := b.Set(ctx, 5, wholeRegion(g, 1)); err != nil {
-				return err
-			}
-			return b.Set(ctx, size-1, wholeRegion(g, 1))
-		}, size, 5, 5},
-		{"a hole where there is one", func(b *Builder) error { return b.Set(ctx, size+5000, Region{}) }, 2 * size, 1, 0},
-		{"it shrinks within a leaf", func(*Builder) error { return nil }, size - 1, 3, 3},
-		{"it shrinks by a leaf", func(*Builder) error { return nil }, size - 64, 2, 2},
-		{"it shrinks to a lower tree", func(*Builder) error { return nil }, 4096, 1, 0},
-		{"it shrinks to less", func(*Builder) error { return nil }, 100, 3, 2},
-		{"it grows", func(*Builder) error { return nil }, 2 * size, 0, 0},
-		{"it grows higher", func(*Builder) error { return nil }, 1 << 30, 0, 2},
-		{"it grows higher and is written there", func(b *Builder) error { return b.Set(ctx, 1<<30-1, wholeRegion(g, 1)) }, 1 << 30, 0, 6},
-	} {
-		s := newNodeStore()
-		base := build(t, s, g, Root{Empty: true}, size, upTo(size)...)
-		b := NewBuilder(s, s, g, base)
-		if err := test.change(b); err != nil {
-			t.Fatalf("%s: %v", test.name, err)
-		}
-		if _, err := b.Finish(ctx, test.size); err != nil {
-			t.Fatalf("%s: %v", test.name, err)
-		}
-		if s.reads != test.reads || s.writes != test.writes {
-			t.Errorf("%s: %d nodes read, %d written; want %d, %d", test.name, s.reads, s.writes, test.reads, test.writes)
-		}
-	}
-}
-
 // Two trees are compared by reading what they do not share.
 func TestDiffReadsOnlyWhatDiffers(t *testing.T) {
 	g := Geometry{BlocksPerRegion: 64}
@@ -342,77 +299,6 @@ func TestDiffReadsOnlyWhatDiffers(t *testing.T) {
 		if s.reads != test.reads || found != test.found {
 			t.Errorf("%s: %d nodes read, %d regions found; want %d, %d", test.name, s.reads, found, test.reads, test.found)
 		}
-	}
-}
-
-// 64 TiB in regions of 64 KiB fit, and are five nodes high.
-func TestTheLargestDeviceFits(t *testing.T) {
-	g := Geometry{BlocksPerRegion: 16}
-	s := newNodeStore()
-	const size = 1 << 30
-	root := build(t, s, g, Root{Empty: true}, size, 0, size/2, size-1)
-	if root.Level != 4 {
-		t.Fatalf("the root is at level %d", root.Level)
-	}
-	tree := NewTree(s, g, root, 1<<20)
-	r, err := tree.Region(context.Background(), size-1)
-	if err != nil || !r.Equal(wholeRegion(g, size-1+2)) {
-		t.Fatal(r, err)
-	}
-	if s.reads != 5 {
-		t.Fatalf("a look-up reads %d nodes", s.reads)
-	}
-}
-
-func TestBuilderRefusesWhatNoMapHas(t *testing.T) {
-	ctx := context.Background()
-	g := Geometry{BlocksPerRegion: 16}
-	s := newNodeStore()
-	for name, use := range map[string]func(b *Builder) error{
-		"descending": func(b *Builder) error {
-			return errors.Join(b.Set(ctx, 5, wholeRegion(g, 1)), b.Set(ctx, 4, wholeRegion(g, 1)))
-		},
-		"twice": func(b *Builder) error {
-			return errors.Join(b.Set(ctx, 5, wholeRegion(g, 1)), b.Set(ctx, 5, wholeRegion(g, 1)))
-		},
-		"in what was cleared": func(b *Builder) error {
-			return errors.Join(b.Clear(ctx, 5, 10), b.Set(ctx, 9, wholeRegion(g, 1)))
-		},
-		"beyond any device":         func(b *Builder) error { return b.Set(ctx, MaxRegions, Region{}) },
-		"cleared beyond any device": func(b *Builder) error { return b.Clear(ctx, 0, MaxRegions+1) },
-		"cleared beyond the device": func(b *Builder) error {
-			if err := b.Clear(ctx, 5, 11); err != nil {
-				t.Error(err)
-			}
-			_, err := b.Finish(ctx, 10)
-			return err
-		},
-		"beyond the device": func(b *Builder) error {
-			if err := b.Set(ctx, 10, wholeRegion(g, 1)); err != nil {
-				t.Error(err)
-			}
-			_, err := b.Finish(ctx, 10)
-			return err
-		},
-		"too large a device": func(b *Builder) error { _, err := b.Finish(ctx, MaxRegions+1); return err },
-		"too many blocks":    func(b *Builder) error { return b.Set(ctx, 0, wholeRegion(Geometry{64}, 1)) },
-		"finished": func(b *Builder) error {
-			if _, err := b.Finish(ctx, 10); err != nil {
-				t.Error(err)
-			}
-			return b.Set(ctx, 1, wholeRegion(g, 1))
-		},
-	} {
-		b := NewBuilder(s, s, g, Root{Empty: true})
-		if err := use(b); !errors.Is(err, ErrInvalid) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if _, err := b.Finish(ctx, 1000); !errors.Is(err, ErrInvalid) && name != "too large a device" {
-			t.Errorf("%s: finished after that: %v", name, err)
-		}
-	}
-	if _, err := NewBuilder(s, s, Geometry{17}, Root{Empty: true}).Finish(ctx, 1); !errors.Is(err, ErrInvalid) {
-		t.Errorf("regions of 17 blocks: %v", err)
 	}
 }
 
@@ -481,15 +367,42 @@ func TestLostNodesNameTheRegionsAskedFor(t *testing.T) {
 	}
 }
 
-// gatedReader holds every read until the gate opens, or whoever asks gives up.
+// Walks begin and end where they are told, also in the middle of nodes.
+func TestWalksKeepToTheirRange(t *testing.T) {
+	g := Geometry{BlocksPerRegion: 64}
+	s := newNodeStore()
+	tree := NewTree(s, g, build(t, s, g, Root{Empty: true}, 5000, upTo(5000)...), 1<<20)
+	edges := []uint64{0, 1, 63, 64, 65, 4095, 4096, 4097, 4999, 5000, 9000}
+	for _, from := range edges {
+		for _, to := range edges {
+			next := from
+			if err := tree.Walk(context.Background(), from, to, func(index uint64, r Region) error {
+				if index != next || !r.Equal(wholeRegion(g, 2*int(index))) {
+					t.Fatalf("from %d to %d: region %d is visited, want %d", from, to, index, next)
+				}
+				next++
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if want := max(from, min(to, 5000)); next != want {
+				t.Fatalf("from %d to %d: ends before %d, want %d", from, to, next, want)
+			}
+		}
+	}
+	stop := errors.New("enough")
+	if err := tree.Walk(context.Background(), 0, 5000, func(uint64, Region) error { return stop }); !errors.Is(err, stop) {
+		t.Fatalf("stopped with %v", err)
+	}
+}
+
+// gatedReader holds each read until the gate opens or whoever asks gives up.
 type gatedReader struct {
 	*nodeStore
-	asked atomic.Int32
-	gate  chan struct{}
+	gate chan struct{}
 }
 
 func (r *gatedReader) ReadNode(ctx context.Context, id chunk.ID, p chunk.Place) ([]byte, error) {
-	r.asked.Add(1)
 	select {
 	case <-r.gate:
 		return r.nodeStore.ReadNode(ctx, id, p)
@@ -498,41 +411,41 @@ func (r *gatedReader) ReadNode(ctx context.Context, id chunk.ID, p chunk.Place) 
 	}
 }
 
-// Many who look up at once read each node once; one who gives up takes nobody with him.
+// Many who look up at once read each node once; the one who reads for all and gives up takes nobody with him.
 func TestConcurrentLookUpsReadEachNodeOnce(t *testing.T) {
-	g := Geometry{BlocksPerRegion: 64}
-	s := newNodeStore()
-	root := build(t, s, g, Root{Empty: true}, 16384, upTo(16384)...)
-	r := &gatedReader{nodeStore: s, gate: make(chan struct{})}
-	tree := NewTree(r, g, root, 1<<30)
+	synctest.Test(t, func(t *testing.T) {
+		g := Geometry{BlocksPerRegion: 64}
+		s := newNodeStore()
+		root := build(t, s, g, Root{Empty: true}, 16384, upTo(16384)...)
+		r := &gatedReader{nodeStore: s, gate: make(chan struct{})}
+		tree := NewTree(r, g, root, 1<<30)
 
-	impatient, giveUp := context.WithCancel(context.Background())
-	gaveUp := make(chan error)
-	go func() {
-		_, err := tree.Region(impatient, 77)
-		gaveUp <- err
-	}()
-	for r.asked.Load() == 0 { // he is the one who reads the root
-	}
-	var all sync.WaitGroup
-	for range 8 {
+		impatient, giveUp := context.WithCancel(context.Background())
+		var all sync.WaitGroup
 		all.Go(func() {
-			for index := uint64(0); index < 16384; index += 32 {
-				got, err := tree.Region(context.Background(), index)
-				if err != nil || !got.Equal(wholeRegion(g, 2*int(index))) {
-					t.Errorf("region %d: %v, %v", index, got, err)
-					return
-				}
+			if _, err := tree.Region(impatient, 77); !errors.Is(err, context.Canceled) {
+				t.Errorf("who gave up got %v", err)
 			}
 		})
-	}
-	giveUp()
-	if err := <-gaveUp; !errors.Is(err, context.Canceled) {
-		t.Errorf("who gave up got %v", err)
-	}
-	close(r.gate)
-	all.Wait()
-	if s.reads != 1+4+256 {
-		t.Errorf("%d nodes were read, of %d", s.reads, 1+4+256)
-	}
+		synctest.Wait() // he reads the root
+		for range 8 {
+			all.Go(func() {
+				for index := uint64(0); index < 16384; index += 32 {
+					got, err := tree.Region(context.Background(), index)
+					if err != nil || !got.Equal(wholeRegion(g, 2*int(index))) {
+						t.Errorf("region %d: %v, %v", index, got, err)
+						return
+					}
+				}
+			})
+		}
+		synctest.Wait() // they wait for him
+		giveUp()
+		synctest.Wait()
+		close(r.gate)
+		all.Wait()
+		if s.reads != 1+4+256 {
+			t.Errorf("%d nodes were read, of %d", s.reads, 1+4+256)
+		}
+	})
 }
