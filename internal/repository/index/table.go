@@ -40,7 +40,8 @@ type Table struct {
 	packs  []packKey
 	byPack map[packKey]uint32
 	count  int
-	missed bool // something was not taken in for want of memory
+	loaded map[chunk.PackID]bool // runs that were taken in
+	missed bool                  // something was not taken in for want of memory
 }
 
 type packKey struct {
@@ -67,6 +68,7 @@ func NewTable(memoryBytes int64, set uuid.UUID) *Table {
 		maxSlots: int(max(memoryBytes/slotBytes/shardCount, 1)),
 		maxPacks: int(max(memoryBytes/8/packBytes, 1)),
 		byPack:   make(map[packKey]uint32),
+		loaded:   make(map[chunk.PackID]bool),
 	}
 }
 
@@ -135,13 +137,29 @@ func (t *Table) Add(p pack.Packed) {
 	}
 }
 
+// unloaded are the runs that were not taken in before.
+func (t *Table) unloaded(runs []Run) []Run {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	there := make(map[chunk.PackID]bool, len(runs))
+	var out []Run
+	for _, run := range runs {
+		there[run.ID] = t.loaded[run.ID]
+		if !there[run.ID] {
+			out = append(out, run)
+		}
+	}
+	t.loaded = there // those that are gone are forgotten
+	return out
+}
+
 // Load takes in what the runs of the table's set say, the newest first, until it is full, and nothing that is
-// known. Runs that are gone are passed over; so are those that are lost, in whole or in part, which are returned.
+// known: neither ids nor runs that it loaded before. Runs that are gone are passed over; so are those that are lost, in whole or in part, which are returned.
 func (t *Table) Load(ctx context.Context, x *Index) (lost []chunk.PackID, err error) {
 	var mu sync.Mutex
 	room := semaphore.NewWeighted(loadBytes)
 	g, loading := errgroup.WithContext(ctx)
-	for _, run := range x.Runs() {
+	for _, run := range t.unloaded(x.Runs()) {
 		bytes := max(min(run.Bytes, loadBytes/8), loadBytes/maxLoads)
 		if t.Missed() || room.Acquire(loading, bytes) != nil {
 			break
@@ -154,6 +172,11 @@ func (t *Table) Load(ctx context.Context, x *Index) (lost []chunk.PackID, err er
 				defer mu.Unlock()
 				lost = append(lost, run.ID)
 				return nil
+			}
+			if err == nil {
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				t.loaded[run.ID] = true
 			}
 			return err
 		})

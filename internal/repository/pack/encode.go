@@ -25,7 +25,7 @@ const windowBytes = 1 << 20
 // Encoders and decoders are kept by these two, one for each processor; their frames are short, and authenticated.
 var (
 	encoder = sync.OnceValue(func() *zstd.Encoder {
-		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(windowBytes), zstd.WithEncoderCRC(false))
+		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(windowBytes), zstd.WithEncoderCRC(false))
 		if err != nil {
 			panic(err)
 		}

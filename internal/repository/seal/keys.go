@@ -90,8 +90,8 @@ func (k *Keys) Rotate() {
 
 // Fingerprint tells repositories' keys apart and nothing else of them. It stays the same when keys are rotated.
 func (k *Keys) Fingerprint() [16]byte {
-	sum := derive(contextFingerprint, k.Identity[:])
-	return [16]byte(sum[:16])
+	print := derive(contextFingerprint, k.Identity[:])
+	return [16]byte(print[:16])
 }
 
 // ChunkID returns the identity of content, of any length, as it is before compression.

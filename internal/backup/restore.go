@@ -1,0 +1,305 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"varve/internal/block"
+	"varve/internal/repository"
+	"varve/internal/repository/maptree"
+)
+
+// RestoreOptions say how a backup is brought back.
+type RestoreOptions struct {
+	// Fresh tells that the target reads as zeros all over. Otherwise what it holds is compared with the
+	// backup, and only what differs is fetched and written: also what an earlier restore has not done yet.
+	Fresh bool
+	// SkipDamaged goes on around what is lost: it reads as zeros in the target, and Lost lists it.
+	SkipDamaged bool
+	Progress    Progress // may be nil
+}
+
+// Range is a run of bytes.
+type Range struct{ Offset, Length int64 }
+
+// Restored tells what a restore did.
+type Restored struct {
+	WrittenBytes int64 // of content
+	ZeroedBytes  int64
+	SameBytes    int64 // found in the target already
+	Lost         []Range
+}
+
+// restoreWorkers is how many regions are written at once.
+const restoreWorkers = 4
+
+// Restore brings a backup into a device of at least its size, and flushes it. What lies beyond the
+// backup's end is left alone. ErrTooSmall before anything is written; ErrDamaged where content is lost.
+func Restore(ctx context.Context, repo *repository.Repo, b repository.Backup, target block.Device, o RestoreOptions) (Restored, error) {
+	if target.SizeBytes() < b.SizeBytes {
+		return Restored{}, fmt.Errorf("restore backup %s of %d bytes to %d: %w", b.ID, b.SizeBytes, target.SizeBytes(), ErrTooSmall)
+	}
+	pin, err := repo.Pin(ctx, b.ID)
+	if err != nil {
+		return Restored{}, err
+	}
+	defer pin.Release()
+	r := &restorer{repo: repo, b: b, target: target, o: o, pin: pin, regionBytes: int64(repo.ChunkBytes()), per: repo.Geometry().BlocksPerRegion}
+	r.plans = map[uint64]*delta{}
+	var want repository.Want
+	if !o.Fresh {
+		want = r.compare
+	}
+	regions := repo.Regions(b.SizeBytes)
+	if err := repo.Scan(ctx, repo.Tree(b.Root), 0, regions, want, restoreWorkers, func(s *repository.Scanned) error { return r.region(ctx, s) }); err != nil {
+		return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
+	}
+	if !o.Fresh {
+		if err := r.clearHoles(ctx, regions); err != nil {
+			return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
+		}
+	}
+	if err := target.Flush(ctx); err != nil {
+		return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
+	}
+	if o.Progress != nil {
+		o.Progress(b.SizeBytes, b.SizeBytes)
+	}
+	return r.report(), nil
+}
+
+type restorer struct {
+	repo        *repository.Repo
+	b           repository.Backup
+	target      block.Device
+	o           RestoreOptions
+	pin         *repository.Pin
+	regionBytes int64
+	per         int
+
+	written, zeroed, same atomic.Int64
+	mu                    sync.Mutex
+	lost                  []Range
+	plans                 map[uint64]*delta // of regions that were compared and not written yet
+}
+
+// delta is what of a region's blocks differs.
+type delta struct {
+	write, zero maptree.Bitmap
+}
+
+func (r *restorer) report() Restored {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slices.SortFunc(r.lost, func(a, b Range) int { return int(min(max(a.Offset-b.Offset, -1), 1)) })
+	var merged []Range
+	for _, l := range r.lost {
+		if n := len(merged); n > 0 && merged[n-1].Offset+merged[n-1].Length == l.Offset {
+			merged[n-1].Length += l.Length
+		} else {
+			merged = append(merged, l)
+		}
+	}
+	return Restored{WrittenBytes: r.written.Load(), ZeroedBytes: r.zeroed.Load(), SameBytes: r.same.Load(), Lost: merged}
+}
+
+// length of block i of a region: the last one of a device may be shorter.
+func (r *restorer) length(off int64) int64 { return min(block.Size, r.b.SizeBytes-off) }
+
+// compare reads the target's region and tells which blocks have to be fetched.
+func (r *restorer) compare(ctx context.Context, index uint64, region maptree.Region) (maptree.Bitmap, error) {
+	start := int64(index) * r.regionBytes
+	p := make([]byte, r.regionBytes)
+	have := min(r.regionBytes, r.b.SizeBytes-start)
+	if err := r.target.ReadAt(ctx, p[:have], start); err != nil {
+		return maptree.Bitmap{}, fmt.Errorf("read the target at %d: %w", start, err)
+	}
+	d := &delta{}
+	known := make([][]uint64, len(region.Chunks))
+	for i := 0; i < r.per && int64(i)*block.Size < have; i++ {
+		b := p[i*block.Size : (i+1)*block.Size]
+		c, pos, mapped := region.Source(i)
+		if !mapped {
+			if !bytes.Equal(b, zeros[:]) {
+				d.zero.Set(i)
+			}
+			continue
+		}
+		if known[c] == nil {
+			h, err := r.repo.Hashes(ctx, region.Chunks[c])
+			if err != nil {
+				return maptree.Bitmap{}, err
+			}
+			if h == nil {
+				h = []uint64{} // lost: fetching it says so, or finds it elsewhere
+			}
+			known[c] = h
+		}
+		if len(known[c]) > pos && known[c][pos] == r.repo.BlockHash(b) {
+			r.same.Add(r.length(start + int64(i)*block.Size))
+			continue
+		}
+		d.write.Set(i)
+	}
+	r.mu.Lock()
+	r.plans[index] = d
+	r.mu.Unlock()
+	return d.write, nil
+}
+
+// region writes what was scanned.
+func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
+	if err := r.pin.Err(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	d := r.plans[s.Index]
+	delete(r.plans, s.Index)
+	r.mu.Unlock()
+	start := int64(s.Index) * r.regionBytes
+	var ops []*block.Op
+	add := func(off int64, data []byte) {
+		n := r.length(off)
+		if data == nil {
+			r.zeroed.Add(n)
+			ops = append(ops, &block.Op{Kind: block.OpZero, Offset: off, Length: n})
+			return
+		}
+		r.written.Add(n)
+		ops = append(ops, &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: data[:n]})
+	}
+	for i := 0; i < r.per && start+int64(i)*block.Size < r.b.SizeBytes; i++ {
+		off := start + int64(i)*block.Size
+		if d != nil && d.zero.Has(i) {
+			add(off, nil)
+		}
+		if d != nil && !d.write.Has(i) {
+			continue
+		}
+		data, err := s.Block(i)
+		if err != nil {
+			if !r.o.SkipDamaged || !errors.Is(err, ErrDamaged) {
+				return fmt.Errorf("at %d: %w", off, err)
+			}
+			r.mu.Lock()
+			r.lost = append(r.lost, Range{off, r.length(off)})
+			r.mu.Unlock()
+			if !r.o.Fresh {
+				add(off, nil)
+			}
+			continue
+		}
+		if data != nil {
+			add(off, data)
+		}
+	}
+	if err := submit(ctx, r.target, merge(ops)); err != nil {
+		return err
+	}
+	if r.o.Progress != nil {
+		r.o.Progress(start, r.b.SizeBytes)
+	}
+	return nil
+}
+
+// merge joins ops that follow each other and whose data does so in memory, or that both zero.
+func merge(ops []*block.Op) []*block.Op {
+	out := ops[:0]
+	for _, op := range ops {
+		if n := len(out); n > 0 {
+			last := out[n-1]
+			if last.Kind == op.Kind && last.Offset+last.Length == op.Offset {
+				if op.Kind != block.OpWrite {
+					last.Length += op.Length
+					continue
+				}
+				if follows(last.Data, op.Data) {
+					last.Data = last.Data[:len(last.Data)+len(op.Data)]
+					last.Length += op.Length
+					continue
+				}
+			}
+		}
+		out = append(out, op)
+	}
+	return out
+}
+
+// follows tells that b lies right behind a in the same array.
+func follows(a, b []byte) bool {
+	return cap(a) >= len(a)+len(b) && len(b) > 0 && &a[:len(a)+1][len(a)] == &b[0]
+}
+
+func submit(ctx context.Context, d block.Device, ops []*block.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	d.Submit(ctx, ops)
+	for _, op := range ops {
+		if op.Err != nil {
+			return fmt.Errorf("write the target at %d: %w", op.Offset, op.Err)
+		}
+	}
+	return nil
+}
+
+// clearHoles zeroes what the target has in regions that are all hole in the backup.
+func (r *restorer) clearHoles(ctx context.Context, regions uint64) error {
+	next := uint64(0)
+	gap := func(index uint64) error {
+		from := next
+		next = index + 1
+		return r.clear(ctx, int64(from)*r.regionBytes, min(int64(index)*r.regionBytes, r.b.SizeBytes))
+	}
+	err := r.repo.Tree(r.b.Root).Walk(ctx, 0, regions, func(index uint64, _ maptree.Region) error { return gap(index) })
+	if err != nil {
+		return err
+	}
+	return gap(regions)
+}
+
+func (r *restorer) clear(ctx context.Context, from, to int64) error {
+	const limit = 1024
+	p := make([]byte, 1<<20)
+	for from < to {
+		extents, err := r.target.Extents(ctx, from, to-from, limit)
+		if err != nil {
+			return fmt.Errorf("extents of the target at %d: %w", from, err)
+		}
+		for _, e := range extents {
+			from = e.Offset + e.Length
+			if e.Zero {
+				continue
+			}
+			for off := e.Offset; off < from; off += int64(len(p)) {
+				b := p[:min(int64(len(p)), from-off)]
+				if err := r.target.ReadAt(ctx, b, off); err != nil {
+					return fmt.Errorf("read the target at %d: %w", off, err)
+				}
+				if allZero(b) {
+					continue
+				}
+				r.zeroed.Add(int64(len(b)))
+				if err := submit(ctx, r.target, []*block.Op{{Kind: block.OpZero, Offset: off, Length: int64(len(b))}}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func allZero(b []byte) bool {
+	for len(b) >= block.Size {
+		if !bytes.Equal(b[:block.Size], zeros[:]) {
+			return false
+		}
+		b = b[block.Size:]
+	}
+	return bytes.Equal(b, zeros[:len(b)])
+}

@@ -1,0 +1,411 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"varve/internal/block"
+	"varve/internal/repository/chunk"
+	"varve/internal/repository/envelope"
+	"varve/internal/repository/index"
+	"varve/internal/repository/pack"
+)
+
+// Against says what the chunks of a session are compared with before they are stored.
+type Against uint8
+
+const (
+	// AgainstAll is everything that the dedup scope allows: the repository, or the session's set.
+	AgainstAll Against = iota
+	// AgainstOwn is what the session itself has stored: a differential, which depends on its full and on nothing else.
+	AgainstOwn
+)
+
+// SessionOptions say what is written.
+type SessionOptions struct {
+	ID      string    // of the record; empty: a new one
+	Set     uuid.UUID // the set it belongs to, in scope set
+	Against Against
+	Volumes []uuid.UUID // told in progress candidates, so that the next attempt finds this one
+	// LockUntil is the retention that everything is put under; zero: none.
+	LockUntil time.Time
+}
+
+// Session writes one record and what it needs. Chunks and nodes may come from
+// several goroutines. End it with Commit or Abort.
+type Session struct {
+	repo    *Repo
+	o       SessionOptions
+	started time.Time
+	before  int64 // requests of the store
+	ctx     context.Context
+	fail    context.CancelCauseFunc
+
+	buffers sync.Pool
+	work    chan *Pending // to the workers
+	order   chan *Pending // to the sequencer, as they were handed in
+	workers sync.WaitGroup
+	done    chan struct{} // the sequencer has ended
+
+	uploads  chan struct{} // a slot for each pack under way
+	uploaded sync.WaitGroup
+
+	table *index.Table // what may be shared
+	own   *index.Table // what this session has stored, if it is compared with nothing else
+
+	mu       sync.Mutex
+	open     *pack.Builder                        // being filled with chunks; the sequencer's alone
+	fresh    map[chunk.PackID]map[chunk.ID]uint32 // chunks of packs that are not in the store yet
+	nodes    *pack.Builder
+	nodeAt   map[chunk.ID]chunk.Place       // nodes of this session, as many as fit
+	relied   map[chunk.PackID]envelope.Kind // packs that the maps name: of others, where chunks were found, and its own
+	packed   []packed                       // put and not in an index run yet
+	unmarked []chunk.PackID                 // put and named by no candidate yet
+	since    int64                          // bytes put since the last progress candidate
+	lastPart time.Time                      // of the last progress candidate
+	parts    int                            // candidates put
+	stats    Stats
+}
+
+const (
+	packsUnderWay = 3
+	// progressBytes and a quarter of the grace are how often a candidate tells what there is.
+	progressBytes = 512 << 20
+	maxNodeAt     = 1 << 16
+)
+
+// packed is a pack that is in the store.
+type packed struct {
+	kind      envelope.Kind
+	id        chunk.PackID
+	directory *pack.Directory
+}
+
+// Begin starts a session.
+func (r *Repo) Begin(ctx context.Context, o SessionOptions) (*Session, error) {
+	if r.noWrite != nil {
+		return nil, fmt.Errorf("write to %s: %w", r.URL(), r.noWrite)
+	}
+	if o.ID == "" {
+		o.ID = NewID()
+	}
+	table, err := r.refresh(ctx, o.Set)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{
+		repo: r, o: o, table: table, started: time.Now(), before: r.Counts().Requests(),
+		work: make(chan *Pending, 4), order: make(chan *Pending, 16), done: make(chan struct{}),
+		uploads: make(chan struct{}, packsUnderWay),
+		fresh:   map[chunk.PackID]map[chunk.ID]uint32{}, nodeAt: map[chunk.ID]chunk.Place{}, relied: map[chunk.PackID]envelope.Kind{},
+		lastPart: time.Now(),
+	}
+	size := r.ChunkBytes()
+	s.buffers.New = func() any { b := make([]byte, size); return &b }
+	if o.Against == AgainstOwn {
+		s.own = index.NewTable(tableBytes/2, o.Set)
+	}
+	s.ctx, s.fail = context.WithCancelCause(ctx)
+	for range runtime.GOMAXPROCS(0) {
+		s.workers.Go(s.encode)
+	}
+	go s.sequence()
+	return s, nil
+}
+
+// ID is the record's.
+func (s *Session) ID() string { return s.o.ID }
+
+// Pending is a chunk on its way into a pack.
+type Pending struct {
+	plain   []byte
+	buffer  *[]byte
+	hashes  []uint64
+	id      chunk.ID
+	place   chunk.Place
+	found   bool // it is at place already
+	encoded []byte
+	enc     pack.Encoding
+	ready   chan struct{} // hashed, and found or encoded
+	done    chan struct{}
+	err     error
+}
+
+// Wait returns the chunk's id and place once it has them: it may be in the store only after Commit.
+func (p *Pending) Wait(ctx context.Context) (chunk.ID, chunk.Place, error) {
+	select {
+	case <-p.done:
+		return p.id, p.place, p.err
+	case <-ctx.Done():
+		return chunk.ID{}, chunk.Place{}, context.Cause(ctx)
+	}
+}
+
+// Hashes are those of the chunk's blocks, known when Wait has returned.
+func (p *Pending) Hashes() []uint64 { return p.hashes }
+
+// Buffer is room for a chunk of the largest size, to be handed to Store.
+func (s *Session) Buffer() *[]byte { return s.buffers.Get().(*[]byte) }
+
+// Release gives a buffer back that was not handed to Store.
+func (s *Session) Release(b *[]byte) { s.buffers.Put(b) }
+
+// Store takes the first length bytes of a buffer as a chunk, whole blocks. hashes are those of its blocks if they are known, else nil.
+// It waits when too much is under way.
+func (s *Session) Store(ctx context.Context, buffer *[]byte, length int, hashes []uint64) (*Pending, error) {
+	p := &Pending{plain: (*buffer)[:length], buffer: buffer, hashes: hashes, ready: make(chan struct{}), done: make(chan struct{})}
+	for _, to := range []chan *Pending{s.order, s.work} {
+		select {
+		case to <- p:
+		case <-s.ctx.Done():
+			return nil, context.Cause(s.ctx)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return p, nil
+}
+
+// encode is a worker: it names chunks, looks whether they are there, and compresses those that are not.
+func (s *Session) encode() {
+	keys := s.repo.keys
+	for p := range s.work {
+		if p.hashes == nil {
+			p.hashes = make([]uint64, 0, len(p.plain)/block.Size)
+			for b := p.plain; len(b) > 0; b = b[block.Size:] {
+				p.hashes = append(p.hashes, keys.BlockHash(b[:block.Size]))
+			}
+		}
+		p.id = keys.ChunkID(p.plain)
+		p.place, p.found = s.find(p.id)
+		if !p.found {
+			p.encoded, p.enc = pack.Encode(nil, p.plain)
+		}
+		close(p.ready)
+	}
+}
+
+// find looks for a chunk among those it may be shared with.
+func (s *Session) find(id chunk.ID) (chunk.Place, bool) {
+	s.mu.Lock()
+	for p, chunks := range s.fresh {
+		if frame, ok := chunks[id]; ok {
+			s.mu.Unlock()
+			return chunk.Place{Pack: p, Frame: frame}, true
+		}
+	}
+	s.mu.Unlock()
+	table := s.own
+	if table == nil {
+		table = s.table
+	}
+	// If the store does not answer, the chunk is stored again: if that does not work either, it will be told.
+	place, ok, err := table.Locate(s.ctx, s.repo.packs, envelope.Pack, id)
+	if !ok || err != nil || s.repo.unusable(place) {
+		return chunk.Place{}, false
+	}
+	s.mu.Lock()
+	s.relied[place.Pack] = envelope.Pack
+	s.mu.Unlock()
+	return place, true
+}
+
+// sequence puts chunks into packs in the order in which they were handed in, so that a restore reads on.
+func (s *Session) sequence() {
+	defer close(s.done)
+	for p := range s.order {
+		select {
+		case <-p.ready:
+			s.place(p)
+		case <-s.ctx.Done():
+			p.err = context.Cause(s.ctx)
+		}
+		close(p.done)
+	}
+}
+
+func (s *Session) place(p *Pending) {
+	if !p.found {
+		p.place, p.found = s.find(p.id) // its twin came just before
+	}
+	s.mu.Lock()
+	if p.found {
+		s.stats.DuplicateBytes += int64(len(p.plain))
+		s.mu.Unlock()
+	} else {
+		s.stats.NewBytes += int64(len(p.plain))
+		s.stats.CompressedBytes += int64(len(p.encoded))
+		s.mu.Unlock()
+		if s.open == nil {
+			s.open = pack.NewBuilder(s.repo.keys, envelope.Pack, s.o.Set, s.repo.config.Parity)
+			s.mu.Lock()
+			s.fresh[s.open.ID()] = map[chunk.ID]uint32{}
+			s.mu.Unlock()
+		}
+		p.place = s.open.Append(p.id, p.encoded, p.enc, len(p.plain), p.hashes)
+		s.mu.Lock()
+		s.fresh[p.place.Pack][p.id] = p.place.Frame
+		s.mu.Unlock()
+		if s.open.Full() {
+			full := s.open
+			s.open = nil
+			s.upload(full)
+		}
+	}
+	s.buffers.Put(p.buffer)
+	p.plain, p.encoded, p.buffer = nil, nil, nil
+}
+
+// WriteNode implements maptree.NodeWriter.
+func (s *Session) WriteNode(_ context.Context, plain []byte) (chunk.ID, chunk.Place, error) {
+	id := s.repo.keys.ChunkID(plain)
+	s.mu.Lock()
+	if place, ok := s.nodeAt[id]; ok {
+		s.mu.Unlock()
+		return id, place, nil
+	}
+	if s.nodes == nil {
+		s.nodes = pack.NewBuilder(s.repo.keys, envelope.Nodes, s.o.Set, s.repo.config.Parity)
+	}
+	encoded, enc := pack.Encode(nil, plain)
+	place := s.nodes.Append(id, encoded, enc, len(plain), nil)
+	s.stats.NodeBytes += int64(len(encoded))
+	if len(s.nodeAt) >= maxNodeAt {
+		clear(s.nodeAt)
+	}
+	s.nodeAt[id] = place
+	var full *pack.Builder
+	if s.nodes.Full() {
+		full, s.nodes = s.nodes, nil
+	}
+	s.mu.Unlock()
+	if full != nil {
+		s.upload(full)
+	}
+	return id, place, context.Cause(s.ctx)
+}
+
+// upload puts a pack into the store while the next is filled.
+func (s *Session) upload(b *pack.Builder) {
+	s.uploads <- struct{}{}
+	s.uploaded.Go(func() {
+		defer func() { <-s.uploads }()
+		if err := s.put(b); err != nil {
+			s.fail(err)
+		}
+	})
+}
+
+func (s *Session) put(b *pack.Builder) error {
+	p, err := b.Finish()
+	if err != nil {
+		return err
+	}
+	defer p.Release()
+	if err := s.ctx.Err(); err != nil {
+		return context.Cause(s.ctx)
+	}
+	if err := s.repo.put(s.ctx, p.Name, p.Object, s.o.LockUntil); err != nil {
+		return err
+	}
+	if p.Kind == envelope.Pack {
+		if s.own != nil {
+			s.own.Add(p)
+		}
+		s.table.Add(p)
+	}
+	s.repo.packs.Add(p)
+	s.mu.Lock()
+	delete(s.fresh, p.ID)
+	s.stats.StoredBytes += p.Bytes
+	s.stats.ParityBytes += parityBytes(p.Object)
+	s.stats.Objects++
+	s.packed = append(s.packed, packed{p.Kind, p.ID, p.Directory()})
+	s.unmarked = append(s.unmarked, p.ID)
+	s.relied[p.ID] = p.Kind
+	s.since += p.Bytes
+	due := s.since >= progressBytes || time.Since(s.lastPart) > s.repo.config.Grace/4
+	if due {
+		s.since, s.lastPart = 0, time.Now()
+	}
+	s.mu.Unlock()
+	if due {
+		return s.tell(s.ctx, nil)
+	}
+	return nil
+}
+
+// flush waits until all that was handed in is in the store and in an index run.
+func (s *Session) flush(ctx context.Context) error {
+	close(s.work)
+	close(s.order)
+	s.workers.Wait()
+	<-s.done
+	for _, b := range []*pack.Builder{s.open, s.nodes} {
+		if b != nil {
+			s.upload(b)
+		}
+	}
+	s.open, s.nodes = nil, nil
+	s.uploaded.Wait()
+	if err := context.Cause(s.ctx); err != nil {
+		return err
+	}
+	return s.writeRun(ctx)
+}
+
+// writeRun puts an index run of what has been packed since the last.
+func (s *Session) writeRun(ctx context.Context) error {
+	s.mu.Lock()
+	packed := s.packed
+	s.packed = nil
+	s.mu.Unlock()
+	if len(packed) == 0 {
+		return nil
+	}
+	w := index.NewWriter(s.repo.keys, s.o.Set, s.repo.config.Parity, func(run pack.Packed) error {
+		defer run.Release()
+		if err := s.repo.put(ctx, run.Name, run.Object, s.o.LockUntil); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.stats.StoredBytes += run.Bytes
+		s.stats.ParityBytes += parityBytes(run.Object)
+		s.stats.Objects++
+		s.mu.Unlock()
+		return nil
+	})
+	for _, p := range packed {
+		if err := w.Add(p.kind, p.id, p.directory); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+// Abort ends a session that is not committed. What it stored stays, and is found by the next one; in time it is pruned.
+func (s *Session) Abort() {
+	s.fail(errAborted)
+	s.stop()
+}
+
+var errAborted = errors.New("session aborted")
+
+// stop ends the session's goroutines, however far it came.
+func (s *Session) stop() {
+	select {
+	case <-s.done:
+	default:
+		close(s.work)
+		close(s.order)
+		s.workers.Wait()
+		<-s.done
+	}
+	s.uploaded.Wait()
+}
