@@ -31,7 +31,7 @@ const parityPercent = 100
 // maxRepairs bounds the names that are tried for a repaired copy.
 const maxRepairs = 100
 
-// ErrTaken: there is another object of that name; nothing of ours counts.
+// ErrTaken is that of a name that another object has; nothing of ours counts.
 var ErrTaken = errors.New("name is taken")
 
 // Name is that of copy n of stem.
