@@ -51,6 +51,20 @@ func TestEveryBitIsAuthenticated(t *testing.T) {
 	}
 }
 
+func TestKeysOfAnotherRepositoryDoNotVerify(t *testing.T) {
+	p, k := payload(t)
+	c, err := decode(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.authentic(k); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.authentic(&seal.Keys{Repository: uuid.New(), Identity: k.Identity}); !errors.Is(err, ErrForged) {
+		t.Fatal(err)
+	}
+}
+
 func TestNewerVersionIsRefused(t *testing.T) {
 	for _, version := range []uint32{0, Version + 1, 1 << 31} {
 		// Newer ones may have made anything of what follows.

@@ -94,24 +94,30 @@ func same(ctx context.Context, st objects.Store, name string, own []byte) error 
 	return nil
 }
 
-// settle makes all copies what STEM.0 is.
+// settle makes all copies what STEM.0 is, and looks at that again after each time it has put something.
 func settle(ctx context.Context, st objects.Store, stem string, own []byte) error {
-	first, err := st.Get(ctx, Name(stem, 0))
-	if err != nil {
-		return err
-	}
-	for n := 1; n < Count; n++ {
-		if same(ctx, st, Name(stem, n), first) == nil {
-			continue
-		}
-		if err := st.Put(ctx, Name(stem, n), [][]byte{first}, objects.PutOptions{}); err != nil && !errors.Is(err, objects.ErrExists) {
+	for {
+		first, err := st.Get(ctx, Name(stem, 0))
+		if err != nil {
 			return err
 		}
+		settled := true
+		for n := 1; n < Count; n++ {
+			if same(ctx, st, Name(stem, n), first) == nil {
+				continue
+			}
+			settled = false
+			if err := st.Put(ctx, Name(stem, n), [][]byte{first}, objects.PutOptions{}); err != nil {
+				return err
+			}
+		}
+		switch {
+		case settled && bytes.Equal(first, own):
+			return nil
+		case settled:
+			return fmt.Errorf("put %s: %w", stem, ErrTaken)
+		}
 	}
-	if !bytes.Equal(first, own) {
-		return fmt.Errorf("put %s: %w", stem, ErrTaken)
-	}
-	return nil
 }
 
 // Load hands the payload of one sound copy after the other to use, until use returns nil. If none is accepted the

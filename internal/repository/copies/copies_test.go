@@ -214,3 +214,92 @@ func TestTwoAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestTwoInterleaved stops the first before each of its operations, and then the second before each of its own, lets the first finish and
+// then the second: all copies end up as one object, and who finishes last is told whether it is his; where the store can tell both are.
+func TestTwoInterleaved(t *testing.T) {
+	for _, exclusive := range []bool{true, false} {
+		for i := 0; ; i++ {
+			met := false
+			for j := 0; ; j++ {
+				st := faulty.New()
+				st.SetExclusive(exclusive)
+				a, b := st.Client(), st.Client()
+				stopA, stopB := a.StopAt(nth(i)), b.StopAt(nth(j))
+				doneA, doneB := make(chan error, 1), make(chan error, 1)
+				go func() { doneA <- put(t, a, "first") }()
+				metA := reached(stopA, doneA)
+				go func() { doneB <- put(t, b, "second") }()
+				metB := reached(stopB, doneB)
+				stopA.Release()
+				first := <-doneA
+				stopB.Release()
+				second := <-doneB
+				met = met || metA
+				for _, err := range []error{first, second} {
+					if err != nil && !errors.Is(err, copies.ErrTaken) {
+						t.Fatal(err)
+					}
+				}
+				offered, _ := load(t, st)
+				if len(offered) != 1 {
+					t.Fatalf("exclusive=%v, %d, %d: copies of %v", exclusive, i, j, offered)
+				}
+				last, told := "second", second
+				if !metB {
+					last, told = "first", first
+				}
+				if (offered[0] == last) != (told == nil) || exclusive && (first == nil) == (second == nil) || first != nil && second != nil {
+					t.Fatalf("exclusive=%v, %d, %d: %s counts; told %v, %v", exclusive, i, j, offered[0], first, second)
+				}
+				if !metB {
+					break
+				}
+			}
+			if !met {
+				break
+			}
+		}
+	}
+}
+
+// nth selects the operation of that number, from 0.
+func nth(n int) func(faulty.Call) bool {
+	calls := 0
+	return func(c faulty.Call) bool {
+		if c.After {
+			return false
+		}
+		calls++
+		return calls == n+1
+	}
+}
+
+// reached waits for a client to be held, or to be done: then it puts back what it was told.
+func reached(s *faulty.Stop, done chan error) bool {
+	select {
+	case <-s.Reached():
+		return true
+	case err := <-done:
+		done <- err
+		return false
+	}
+}
+
+// TestForgedCopyBesideOurs has an intruder take the name of the second copy once the first is put.
+func TestForgedCopyBesideOurs(t *testing.T) {
+	st := faulty.New()
+	client := st.Client()
+	client.SetHook(func(_ context.Context, c faulty.Call) error {
+		if c.Op == faulty.Put && c.Name == "config.0" && c.After {
+			st.Plant("config.1", []byte("forged"))
+		}
+		return nil
+	})
+	if err := put(t, client, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if offered, _ := load(t, st); len(offered) != 1 || offered[0] != "x" {
+		t.Fatal(offered)
+	}
+}

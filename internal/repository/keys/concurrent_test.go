@@ -145,6 +145,8 @@ func suspend(t *testing.T, exclusive bool, c change, other func(*testing.T, *fau
 				conflicts++
 			} else if err != nil {
 				t.Fatal(err)
+			} else if !c.done(r) {
+				t.Fatal("the ring in hand is the old one")
 			}
 			final := open(t, st, with("boss"))
 			check(t, final, err)
@@ -158,6 +160,53 @@ func suspend(t *testing.T, exclusive bool, c change, other func(*testing.T, *fau
 				open(t, st, with(m.Label))
 			}
 		})
+	}
+}
+
+// TestOvertakenSlotGoes has a passphrase added while somebody else puts the next ring: the slot has nothing to open.
+func TestOvertakenSlotGoes(t *testing.T) {
+	st := faulty.New()
+	r := create(t, st, "boss")
+	client := st.Client()
+	client.SetHook(func(_ context.Context, call faulty.Call) error {
+		if call.Op == faulty.Put && call.Name == "keys/ring-00000002.0" && !call.After {
+			others[0].do(t, st)
+		}
+		return nil
+	})
+	_, err := r.AddMethod(t.Context(), client, passphrase("new"))
+	wantErr(t, err, ErrChanged)
+	if n := len(st.Names()); n != 9 {
+		t.Fatalf("not a ring and two slots: %v", st.Names())
+	}
+}
+
+// TestOpenDuringChanges has somebody change the ring in front of each operation of an Open, which finds what was or what is.
+func TestOpenDuringChanges(t *testing.T) {
+	for _, other := range others {
+		for n := 0; ; n++ {
+			st := faulty.New()
+			first := create(t, st, "boss")
+			client := st.Client()
+			calls, met := 0, false
+			client.SetHook(func(_ context.Context, call faulty.Call) error {
+				if !call.After {
+					if calls == n {
+						met = true
+						other.do(t, st)
+					}
+					calls++
+				}
+				return nil
+			})
+			got := open(t, client, with("boss"))
+			if got.Keys.Identity != first.Keys.Identity {
+				t.Fatal("other keys")
+			}
+			if !met {
+				break
+			}
+		}
 	}
 }
 
