@@ -22,13 +22,17 @@ demo: build ## import, serve, snapshot, roll back, clone, export; every step che
 	bin/varve demo
 
 .PHONY: test
-test: packages fmt vet lint ## every check, the tests last
+test: packages s3server fmt vet lint ## every check, the tests last
 	$(GO) test -race -timeout 35m ./...
 	$(GO) test -timeout 20m ./internal/pool # all crashes, of which there are fewer under the race detector
 
 .PHONY: packages
 packages: ## the programs that tests use as clients
 	.ci/packages
+
+.PHONY: s3server
+s3server: ## the S3 server that tests start, into Go's cache of programs
+	cd test/s3server && CGO_ENABLED=0 $(GO) tool -n versitygw >/dev/null
 
 .PHONY: fmt
 fmt:

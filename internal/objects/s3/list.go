@@ -54,10 +54,11 @@ type page struct {
 func (s *Store) page(ctx context.Context, o minio.ListObjectsOptions, enough int) (p page, err error) {
 	noOwner := false
 	o.FetchOwner = &noOwner
-	err = s.try(ctx, 0, func(ctx context.Context) error {
+	err = s.try(ctx, func(a *attempt) error {
 		p = page{}
 		var pending minio.ObjectInfo
-		for item := range s.client.ListObjectsIter(ctx, s.location.Bucket, o) {
+		for item := range s.client.ListObjectsIter(a.ctx, s.location.Bucket, o) {
+			a.moved()
 			switch {
 			case item.Err != nil:
 				return item.Err
@@ -74,7 +75,7 @@ func (s *Store) page(ctx context.Context, o minio.ListObjectsOptions, enough int
 				return nil
 			}
 		}
-		if err := ctx.Err(); err != nil { // which the iterator does not always tell
+		if err := a.ctx.Err(); err != nil { // which the iterator does not always tell
 			return err
 		}
 		if pending.Key != "" {

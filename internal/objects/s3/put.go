@@ -9,9 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -27,6 +25,9 @@ func (s *Store) Put(ctx context.Context, name string, data [][]byte, o objects.P
 		return err
 	}
 	size, err := objects.Size(data)
+	if err == nil && !o.LockUntil.IsZero() {
+		err = s.needLocks(ctx)
+	}
 	if err == nil {
 		err = s.put(ctx, name, upload{data: data, size: size, lockUntil: o.LockUntil})
 	}
@@ -50,10 +51,13 @@ func (s *Store) put(ctx context.Context, name string, u upload) error {
 	if !u.lockUntil.IsZero() {
 		sumMD5 = base64.StdEncoding.EncodeToString(u.md5()) // S3 insists on it with a lock
 	}
-	attempts := 0
-	pace := objects.UploadPace(ctx)
-	return s.tryPaced(ctx, u.size, pace, func(ctx context.Context) error {
-		attempts++
+	tries := 0
+	return s.tryMoving(ctx, u.size, objects.UploadPace(ctx), func(a *attempt) error {
+		if tries++; tries > 1 {
+			if there, err := s.landed(a.ctx, name, u); there || err != nil {
+				return err
+			}
+		}
 		o := minio.PutObjectOptions{DisableContentSha256: true} // not piece by piece: the sum is there
 		if !u.lockUntil.IsZero() {
 			o.Mode, o.RetainUntilDate = minio.Compliance, lockTime(u.lockUntil)
@@ -62,52 +66,50 @@ func (s *Store) put(ctx context.Context, name string, u upload) error {
 		if conditional {
 			o.SetMatchETagExcept("*")
 		}
-		body := &body{ctx: ctx, pace: pace, data: slices.Clone(u.data)}
+		body := &body{attempt: a, data: slices.Clone(u.data)}
 		defer body.stop()
-		_, err := s.client.PutObject(ctx, s.location.Bucket, s.key(name), body, u.size, sumMD5, sum256, o)
+		_, err := s.client.PutObject(a.ctx, s.location.Bucket, s.key(name), body, u.size, sumMD5, sum256, o)
 		switch {
-		case err == nil:
-			return nil
-		case !u.lockUntil.IsZero() && isNoLocks(err):
-			return final{fmt.Errorf("%w: %w", errNoLocks, err)}
 		case conditional && isCode(err, minio.NotImplemented):
 			s.unconditional.Store(true)
-			return errAgain
-		case conditional && attempts > 1 && isPreconditionFailed(err):
-			return s.own(ctx, name, u)
+			return errUnknownCondition
+		case tries > 1 && isCode(err, minio.PreconditionFailed):
+			return errLanded
 		}
 		return err
 	})
 }
 
-// errAgain has a request made once more.
-var errAgain = errors.New("the store does not know If-None-Match")
+// These have a request made once more.
+var (
+	errUnknownCondition = errors.New("the store does not know If-None-Match")
+	errLanded           = errors.New("the object has come there meanwhile")
+)
 
-func isPreconditionFailed(err error) bool {
-	again, kind := judge(err, Location{})
-	return !again && errors.Is(kind, objects.ErrExists)
-}
-
-// own finds out whether the object that is there is what an earlier attempt has put, whose answer was lost.
-func (s *Store) own(ctx context.Context, name string, u upload) error {
+// landed finds out whether an earlier attempt has put the object, although its answer was lost: ErrExists if it was somebody else.
+// The same answer may be lost where a store refuses an object while it is still being sent.
+func (s *Store) landed(ctx context.Context, name string, u upload) (ours bool, err error) {
 	info, err := s.client.StatObject(ctx, s.location.Bucket, s.key(name), minio.StatObjectOptions{})
-	if err != nil {
-		return err
+	if isCode(err, noKey...) {
+		return false, nil
 	}
-	if info.Size == u.size && info.ETag == hex.EncodeToString(u.md5()) {
-		return nil
+	if err != nil {
+		return false, err
 	}
 	if info.Size != u.size {
-		return final{objects.ErrExists}
+		return false, final{objects.ErrExists}
+	}
+	if info.ETag == hex.EncodeToString(u.md5()) {
+		return true, nil
 	}
 	p, err := s.get(ctx, name) // the ETag need not be the MD5
 	if err != nil {
-		return final{err}
+		return false, final{err}
 	}
 	if !bytes.Equal(p, bytes.Join(u.data, nil)) {
-		return final{objects.ErrExists}
+		return false, final{objects.ErrExists}
 	}
-	return nil
+	return true, nil
 }
 
 func (u upload) md5() []byte {
@@ -118,22 +120,9 @@ func (u upload) md5() []byte {
 	return sum.Sum(nil)
 }
 
-// lockTime is t as S3 takes it, whole seconds, not before t.
-func lockTime(t time.Time) time.Time {
-	return t.Add(time.Second - 1).Truncate(time.Second).UTC()
-}
-
-// isNoLocks tells whether the store refuses a retention because the bucket has no locks.
-func isNoLocks(err error) bool {
-	answer, ok := errors.AsType[minio.ErrorResponse](err)
-	return ok && (answer.StatusCode == http.StatusNotImplemented ||
-		isCode(err, "InvalidRequest", "InvalidBucketObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"))
-}
-
 // body reads the pieces of an object at a pace.
 type body struct {
-	ctx  context.Context
-	pace objects.Pace
+	attempt *attempt
 
 	mu   sync.Mutex // guards data
 	data [][]byte   // what is left
@@ -144,7 +133,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if piece == 0 {
 		return 0, io.EOF
 	}
-	if err := b.pace.Wait(b.ctx, piece); err != nil {
+	if err := b.attempt.wait(piece); err != nil {
 		return 0, err
 	}
 	b.mu.Lock()
@@ -167,7 +156,7 @@ func (b *body) next(n int) int {
 	if len(b.data) == 0 {
 		return 0
 	}
-	return min(n, len(b.data[0]), b.pace.Piece())
+	return min(n, len(b.data[0]), b.attempt.pace.Piece())
 }
 
 // stop has nothing read any more: the transport may not have noticed yet that the request is over, but the bytes belong to

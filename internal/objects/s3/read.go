@@ -33,8 +33,8 @@ func (s *Store) stat(ctx context.Context, name string) (objects.Info, error) {
 		return objects.Info{Name: name, Size: counts.Size, Modified: counts.LastModified}, err
 	}
 	var info minio.ObjectInfo
-	err := s.try(ctx, 0, func(ctx context.Context) (err error) {
-		info, err = s.client.StatObject(ctx, s.location.Bucket, s.key(name), minio.StatObjectOptions{})
+	err := s.try(ctx, func(a *attempt) (err error) {
+		info, err = s.client.StatObject(a.ctx, s.location.Bucket, s.key(name), minio.StatObjectOptions{})
 		return err
 	})
 	if errors.Is(err, objects.ErrNotFound) {
@@ -106,8 +106,7 @@ func (d *download) run(ctx context.Context, n int64) error {
 		if err != nil {
 			return err
 		}
-		pace := objects.DownloadPace(ctx)
-		err = d.tryPaced(ctx, n, pace, func(ctx context.Context) error { return d.request(ctx, version, pace) })
+		err = d.tryMoving(ctx, n, objects.DownloadPace(ctx), func(a *attempt) error { return d.request(a, version) })
 		if fresh == 0 && version != "" && errors.Is(err, objects.ErrNotFound) {
 			d.versions.Remove(d.name) // that version was deleted: is there another?
 			d.done = 0
@@ -118,7 +117,7 @@ func (d *download) run(ctx context.Context, n int64) error {
 	return nil
 }
 
-func (d *download) request(ctx context.Context, version string, pace objects.Pace) error {
+func (d *download) request(a *attempt, version string) error {
 	o := minio.GetObjectOptions{VersionID: version}
 	if d.ranged || d.done > 0 {
 		if d.done == len(d.p) {
@@ -128,7 +127,7 @@ func (d *download) request(ctx context.Context, version string, pace objects.Pac
 			return final{err}
 		}
 	}
-	content, info, header, err := d.client.GetObject(ctx, d.location.Bucket, d.key(d.name), o)
+	content, info, header, err := d.client.GetObject(a.ctx, d.location.Bucket, d.key(d.name), o)
 	if err != nil {
 		return err
 	}
@@ -140,7 +139,7 @@ func (d *download) request(ctx context.Context, version string, pace objects.Pac
 	} else if err := d.allocate(info.Size); err != nil {
 		return err
 	}
-	n, err := readAll(ctx, content, d.p[d.done:], pace)
+	n, err := a.readAll(content, d.p[d.done:])
 	d.done += n
 	return err
 }
@@ -175,11 +174,14 @@ func (d *download) checkRange(header http.Header) error {
 	return nil
 }
 
-// readAll fills p at a pace and tells how far it came. A body that ends before is an error worth another attempt.
-func readAll(ctx context.Context, r io.Reader, p []byte, pace objects.Pace) (n int, err error) {
+// maxRead is how many bytes have to come for an answer not to stall.
+const maxRead = 64 << 10
+
+// readAll fills p at the attempt's pace and tells how far it came. A body that ends before is an error worth another attempt.
+func (a *attempt) readAll(r io.Reader, p []byte) (n int, err error) {
 	for n < len(p) {
-		piece := min(len(p)-n, pace.Piece())
-		if err := pace.Wait(ctx, piece); err != nil {
+		piece := min(len(p)-n, a.pace.Piece(), maxRead)
+		if err := a.wait(piece); err != nil {
 			return n, err
 		}
 		got, err := io.ReadFull(r, p[n:n+piece])

@@ -42,16 +42,35 @@ func (r retry) limit(n int64, pace objects.Pace) time.Duration {
 	return 4*r.stall + time.Duration(n)*time.Second/slowest + 100*pace.Least(n)
 }
 
-// try makes a request that moves n bytes, until it succeeds, fails for good, or has been tried often enough. The error says
-// which error of a Store it is.
-func (s *Store) try(ctx context.Context, n int64, request func(context.Context) error) error {
-	return s.tryPaced(ctx, n, objects.Pace{}, request)
+// attempt is one request that is under way.
+type attempt struct {
+	ctx   context.Context // ends when nothing has moved for a time
+	pace  objects.Pace
+	stall time.Duration
+	timer *time.Timer
 }
 
-func (s *Store) tryPaced(ctx context.Context, n int64, pace objects.Pace, request func(context.Context) error) error {
+// moved is to be called whenever bytes have come or gone.
+func (a *attempt) moved() { a.timer.Reset(a.stall) }
+
+// wait waits until n bytes may be moved. That is no stall.
+func (a *attempt) wait(n int) error {
+	a.timer.Stop()
+	defer a.moved()
+	return a.pace.Wait(a.ctx, n)
+}
+
+// try makes a request, until it succeeds, fails for good, or has been tried often enough. The error says which error of a
+// Store it is.
+func (s *Store) try(ctx context.Context, request func(*attempt) error) error {
+	return s.tryMoving(ctx, 0, objects.Pace{}, request)
+}
+
+// tryMoving is try for a request that moves n bytes at a pace.
+func (s *Store) tryMoving(ctx context.Context, n int64, pace objects.Pace, request func(*attempt) error) error {
 	pause := s.retry.pause
-	for attempt := 1; ; attempt++ {
-		err := s.once(ctx, s.retry.limit(n, pace), request)
+	for tries := 1; ; tries++ {
+		err := s.retry.once(ctx, n, pace, request)
 		if err == nil {
 			return nil
 		}
@@ -62,8 +81,8 @@ func (s *Store) tryPaced(ctx context.Context, n int64, pace objects.Pace, reques
 		if !again {
 			return kind
 		}
-		if attempt == s.retry.attempts {
-			return fmt.Errorf("%w: tried %d times: %w", objects.ErrUnavailable, attempt, kind)
+		if tries == s.retry.attempts {
+			return fmt.Errorf("%w: tried %d times: %w", objects.ErrUnavailable, tries, kind)
 		}
 		if err := sleep(ctx, pause/2+rand.N(pause)); err != nil {
 			return err
@@ -72,10 +91,16 @@ func (s *Store) tryPaced(ctx context.Context, n int64, pace objects.Pace, reques
 	}
 }
 
-func (s *Store) once(ctx context.Context, limit time.Duration, request func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %v", limit))
-	defer cancel()
-	err := request(ctx)
+func (r retry) once(ctx context.Context, n int64, pace objects.Pace, request func(*attempt) error) error {
+	limit := r.limit(n, pace)
+	ctx, done := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %v", limit))
+	defer done()
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	a := &attempt{ctx: ctx, pace: pace, stall: r.stall}
+	a.timer = time.AfterFunc(r.stall, func() { cut(fmt.Errorf("nothing moved for %v", r.stall)) })
+	defer a.timer.Stop()
+	err := request(a)
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -131,6 +156,8 @@ var (
 	noBucket = []string{minio.NoSuchBucket}
 	noKey    = []string{minio.NoSuchKey, minio.NoSuchVersion}
 	full     = []string{"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "ServiceQuotaExceeded"}
+	// nobody are those whose status does not say that access is denied.
+	nobody = []string{"XAdminUserNotFound"}
 	// tryAgain are those whose status does not say so.
 	tryAgain = []string{"OperationAborted", "ConditionalRequestConflict", "RequestTimeout", "IncompleteBody", "BadDigest",
 		minio.XAmzContentSHA256Mismatch, minio.AuthorizationHeaderMalformed, minio.InvalidRegion}
@@ -152,7 +179,7 @@ func judgeAnswer(a minio.ErrorResponse, at Location) (again bool, kind error) {
 		return false, fmt.Errorf("%w: %w", objects.ErrShort, says)
 	case is(tryAgain):
 		return true, says
-	case a.StatusCode == http.StatusForbidden || a.StatusCode == http.StatusUnauthorized:
+	case is(nobody), a.StatusCode == http.StatusForbidden, a.StatusCode == http.StatusUnauthorized:
 		return false, fmt.Errorf("%w: %w; %s", objects.ErrDenied, says, hint(a.Code))
 	case a.StatusCode == http.StatusRequestTimeout, a.StatusCode == http.StatusTooManyRequests,
 		a.StatusCode >= 500 && a.StatusCode != http.StatusNotImplemented:
@@ -164,7 +191,7 @@ func judgeAnswer(a minio.ErrorResponse, at Location) (again bool, kind error) {
 // hint says what to look at when access is denied.
 func hint(code string) string {
 	switch code {
-	case "InvalidAccessKeyId":
+	case "InvalidAccessKeyId", "XAdminUserNotFound":
 		return "is that access key of this store?"
 	case minio.SignatureDoesNotMatch:
 		return "is the secret key right, and the region?"

@@ -8,8 +8,7 @@
 // nothing: whoever may put or delete, but may not delete versions, can neither hide an object nor replace it. Reads
 // look up the version first, one request more for each object. Delete removes all versions, the oldest last.
 //
-// Time limits. A connection on which nothing moves for Options.Stall is cut, and no request may take longer than a slow line
-// would need; what was cut, and what the store answers with "try again", is tried again after a pause that doubles, Options.Attempts
+// Time limits. A request for which nothing moves for Options.Stall is cut, and none may take longer than a slow line would need; what was cut, and what the store answers with "try again", is tried again after a pause that doubles, Options.Attempts
 // times in all. A Read that was cut goes on where it was. A Put whose answer was lost, and which then finds the name taken,
 // compares the content. So no operation hangs, and none fails for what passes within half a minute.
 //
@@ -19,7 +18,6 @@ package s3
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -51,13 +49,21 @@ type Options struct {
 	// PlainHTTP is for stores without TLS. Content is sealed, but the line shows what is stored, read and deleted.
 	PlainHTTP bool
 
-	// Stall is how long a connection may be silent; 0: 30 s.
+	// Stall is how long a request may get no further; 0: 30 s.
 	Stall time.Duration
 	// Attempts is how often a request is made at most; 0: 8.
 	Attempts int
 	// Pause is the time before the second attempt, and doubles up to 10 s; 0: 100 ms.
 	Pause time.Duration
 }
+
+// String shows no secret, and so does %+v.
+func (o Options) String() string {
+	return fmt.Sprintf("S3 options, region %q, credentials file %q, profile %q", o.Region, o.CredentialsFile, o.Profile)
+}
+
+// GoString shows no secret either.
+func (o Options) GoString() string { return o.String() }
 
 const (
 	defaultStall    = 30 * time.Second
@@ -131,6 +137,8 @@ type Store struct {
 	versioned bool
 	versions  *lru.Cache[string, string] // ids of the versions that count, by names
 
+	locks locks
+
 	unconditional atomic.Bool // the store refuses If-None-Match
 	probe         sync.Once
 	exclusive     bool
@@ -197,8 +205,8 @@ func connect(l Location, o Options) (*Store, error) {
 
 // findVersioning tells whether the bucket keeps versions, or has kept them.
 func (s *Store) findVersioning(ctx context.Context) (versioned bool, err error) {
-	err = s.try(ctx, 0, func(ctx context.Context) error {
-		config, err := s.client.GetBucketVersioning(ctx, s.location.Bucket)
+	err = s.try(ctx, func(a *attempt) error {
+		config, err := s.client.GetBucketVersioning(a.ctx, s.location.Bucket)
 		versioned = config.Status != ""
 		return err
 	})
@@ -252,6 +260,3 @@ func (s *Store) Close() error {
 	s.transport.CloseIdleConnections()
 	return nil
 }
-
-// errNoLocks is what a bucket without object lock says.
-var errNoLocks = fmt.Errorf("%w: the bucket has no object lock; it is turned on when a bucket is made", errors.ErrUnsupported)

@@ -1,7 +1,6 @@
 package s3
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -10,15 +9,23 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sys/unix"
 
 	"varve/internal/objects"
 )
 
-// newTransport is HTTP/1.1, a connection for each request that is under way, each watched on its own.
+// maxDial is how long a connection may take to be made.
+const maxDial = 10 * time.Second
+
+// maxUnsent is how many bytes the kernel takes of a body before it has sent them. More would look like progress on a line
+// that has stalled, and like a stall on a slow one once the body's end has been handed over.
+const maxUnsent = 128 << 10
+
+// newTransport is HTTP/1.1, a connection for each request that is under way: to cut one is to close its connection.
 func newTransport(o Options, stall time.Duration) (*http.Transport, error) {
 	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
 	if o.CAFile != "" {
@@ -28,23 +35,24 @@ func newTransport(o Options, stall time.Duration) (*http.Transport, error) {
 		}
 		tlsConfig.RootCAs = pool
 	}
-	dialer := &net.Dialer{Timeout: stall, KeepAlive: 30 * time.Second}
-	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return watch(conn, stall), nil
+	dialer := &net.Dialer{
+		Timeout: min(stall, maxDial), KeepAlive: 30 * time.Second,
+		Control: func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent) // it works without
+			})
 		},
+	}
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         dialer.DialContext,
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: stall,
 		MaxIdleConns:        128,
 		MaxIdleConnsPerHost: 128,
 		IdleConnTimeout:     time.Minute,
-		WriteBufferSize:     256 << 10,
-		ReadBufferSize:      256 << 10,
+		WriteBufferSize:     64 << 10,
+		ReadBufferSize:      64 << 10,
 		DisableCompression:  true,
 	}, nil
 }
@@ -62,47 +70,6 @@ func trust(caFile string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("the CA file %s has no certificate in PEM", caFile)
 	}
 	return pool, nil
-}
-
-// watched is a connection that fails when nothing has moved on it, either way, for a time.
-type watched struct {
-	net.Conn
-	stall time.Duration
-	begun time.Time
-	last  atomic.Int64 // when the deadline was last moved, since begun
-}
-
-func watch(conn net.Conn, stall time.Duration) *watched {
-	w := &watched{Conn: conn, stall: stall, begun: time.Now()}
-	_ = conn.SetDeadline(w.begun.Add(stall)) // fails on a closed one only, which Read and Write tell
-	return w
-}
-
-// moved puts the deadline off, for who reads and who writes: a body that is being sent keeps the wait for the answer alive.
-func (w *watched) moved() {
-	now := time.Since(w.begun)
-	last := w.last.Load()
-	if now-time.Duration(last) < w.stall/16 || !w.last.CompareAndSwap(last, int64(now)) {
-		return
-	}
-	_ = w.SetDeadline(w.begun.Add(now + w.stall))
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
-	if n > 0 {
-		w.moved()
-	}
-	return n, err
-}
-
-func (w *watched) Write(p []byte) (int, error) {
-	w.moved() // a request begins, perhaps after a rest
-	n, err := w.Conn.Write(p)
-	if n > 0 {
-		w.moved()
-	}
-	return n, err
 }
 
 func findRegion(o Options) string {

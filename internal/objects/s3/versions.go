@@ -45,9 +45,10 @@ func oldest(versions []minio.ObjectInfo) (minio.ObjectInfo, error) {
 func (s *Store) listVersions(ctx context.Context, name string) (versions []minio.ObjectInfo, err error) {
 	key := s.key(name)
 	o := minio.ListObjectsOptions{Prefix: key, Recursive: true, WithVersions: true}
-	err = s.try(ctx, 0, func(ctx context.Context) error {
+	err = s.try(ctx, func(a *attempt) error {
 		versions = nil
-		for item := range s.client.ListObjectsIter(ctx, s.location.Bucket, o) {
+		for item := range s.client.ListObjectsIter(a.ctx, s.location.Bucket, o) {
+			a.moved()
 			if item.Err != nil {
 				return item.Err
 			}
@@ -55,7 +56,7 @@ func (s *Store) listVersions(ctx context.Context, name string) (versions []minio
 				versions = append(versions, item)
 			}
 		}
-		return ctx.Err()
+		return a.ctx.Err()
 	})
 	return versions, err
 }
@@ -86,67 +87,17 @@ func (s *Store) delete(ctx context.Context, name string) error {
 }
 
 func (s *Store) deleteVersion(ctx context.Context, name, version string) error {
-	err := s.try(ctx, 0, func(ctx context.Context) error {
-		return s.client.RemoveObject(ctx, s.location.Bucket, s.key(name), minio.RemoveObjectOptions{VersionID: version})
+	err := s.try(ctx, func(a *attempt) error {
+		return s.client.RemoveObject(a.ctx, s.location.Bucket, s.key(name), minio.RemoveObjectOptions{VersionID: version})
 	})
 	switch {
 	case errors.Is(err, objects.ErrNotFound):
 		return nil
 	case errors.Is(err, objects.ErrDenied) && version != "":
 		// Not every store says why it refuses.
-		if until, rerr := s.retention(ctx, name, version); rerr == nil && until.After(time.Now()) {
+		if until, herr := s.retention(ctx, name, version); herr == nil && until.After(time.Now()) {
 			return fmt.Errorf("%w until %v", objects.ErrLocked, until)
 		}
-	}
-	return err
-}
-
-// Retain implements objects.Store.
-func (s *Store) Retain(ctx context.Context, name string, until time.Time) error {
-	if err := s.check(ctx, name); err != nil {
-		return err
-	}
-	return s.wrap("retain", name, s.retain(ctx, name, lockTime(until)))
-}
-
-func (s *Store) retain(ctx context.Context, name string, until time.Time) error {
-	if !s.versioned { // locks are on versions
-		return errNoLocks
-	}
-	version, err := s.version(ctx, name)
-	if err != nil {
-		return err
-	}
-	already, err := s.retention(ctx, name, version)
-	if err != nil || !until.After(already) {
-		return err
-	}
-	mode := minio.Compliance
-	o := minio.PutObjectRetentionOptions{Mode: &mode, RetainUntilDate: &until, VersionID: version}
-	return s.lockError(s.try(ctx, 0, func(ctx context.Context) error {
-		return s.client.PutObjectRetention(ctx, s.location.Bucket, s.key(name), o)
-	}))
-}
-
-// retention is until when a version is locked; zero if it is not.
-func (s *Store) retention(ctx context.Context, name, version string) (until time.Time, err error) {
-	err = s.try(ctx, 0, func(ctx context.Context) error {
-		_, date, err := s.client.GetObjectRetention(ctx, s.location.Bucket, s.key(name), version)
-		if err == nil && date != nil {
-			until = *date
-		}
-		return err
-	})
-	if isCode(err, "NoSuchObjectLockConfiguration") {
-		return time.Time{}, nil
-	}
-	return until, s.lockError(err)
-}
-
-// lockError says ErrUnsupported of what a bucket without locks answers.
-func (s *Store) lockError(err error) error {
-	if err != nil && isNoLocks(err) {
-		return fmt.Errorf("%w: %w", errNoLocks, err)
 	}
 	return err
 }
