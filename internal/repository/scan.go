@@ -170,36 +170,11 @@ func (s *Scanned) needed(wanted *maptree.Bitmap) [maptree.MaxChunks]bool {
 	return needed
 }
 
-// readPieces reads chunks of one pack, in order of their frames.
+// readPieces reads chunks of one pack, in order of their frames, and those that are not there wherever else they are.
 func (r *Repo) readPieces(ctx context.Context, task []piece) error {
-	frames := make([]uint32, 0, len(task))
-	for _, p := range task {
-		if n := len(frames); n == 0 || frames[n-1] != p.place.Frame {
-			frames = append(frames, p.place.Frame)
-		}
-	}
-	next := 0
-	err := r.packs.Frames(ctx, envelope.Pack, task[0].place.Pack, frames, func(i int, plain []byte) error {
-		for ; next < len(task) && task[next].place.Frame <= frames[i]; next++ {
-			if task[next].place.Frame < frames[i] {
-				continue // lost
-			}
-			p := task[next]
-			ch := p.s.Region.Chunks[p.c]
-			if r.keys.ChunkID(plain) != ch.ID || len(plain) != ch.Held.Count()*block.Size {
-				return fmt.Errorf("frame %d of pack %s: %w", frames[i], ch.Place.Pack, ErrDamaged)
-			}
-			p.s.Plain[p.c] = bytes.Clone(plain)
-		}
-		return nil
-	})
-	if err == nil {
-		return nil
-	}
-	if !lostThere(err) {
+	if err := r.readTogether(ctx, task); err != nil && !lostThere(err) {
 		return err
 	}
-	// One by one, each where else it may be.
 	for _, p := range task {
 		if p.s.Plain[p.c] != nil {
 			continue
@@ -217,6 +192,42 @@ func (r *Repo) readPieces(ctx context.Context, task []piece) error {
 		p.s.Plain[p.c] = plain
 	}
 	return nil
+}
+
+// readTogether reads the pieces that the pack holds where it is said to. What is in a frame is compared with the directory's id then.
+func (r *Repo) readTogether(ctx context.Context, task []piece) error {
+	d, err := r.packs.Directory(ctx, envelope.Pack, task[0].place.Pack)
+	if err != nil {
+		return err
+	}
+	var frames []uint32
+	here := make([]piece, 0, len(task))
+	for _, p := range task {
+		ch := p.s.Region.Chunks[p.c]
+		if int(p.place.Frame) >= d.Len() {
+			continue
+		}
+		if e := d.Entry(p.place.Frame); e.ID != ch.ID || int(e.PlainBytes) != ch.Held.Count()*block.Size {
+			continue
+		}
+		here = append(here, p)
+		if n := len(frames); n == 0 || frames[n-1] != p.place.Frame {
+			frames = append(frames, p.place.Frame)
+		}
+	}
+	if len(frames) == 0 {
+		return nil
+	}
+	next := 0
+	return r.packs.Frames(ctx, envelope.Pack, task[0].place.Pack, frames, func(i int, plain []byte) error {
+		content := bytes.Clone(plain)
+		for ; next < len(here) && here[next].place.Frame <= frames[i]; next++ {
+			if p := here[next]; p.place.Frame == frames[i] { // else it is lost
+				p.s.Plain[p.c] = content
+			}
+		}
+		return nil
+	})
 }
 
 // chunk reads a region's chunk and checks its length against the map.
