@@ -225,8 +225,18 @@ func (p *Pool) statesGone() {
 		}
 	}
 	p.refreshKeep()
+	p.statesWent()
+}
+
+// statesWent notes that states or bookmarks went, by the record that was logged last: what they alone had can be given back.
+func (p *Pool) statesWent() {
+	p.wentAt.Store(p.log.LastSeq())
 	p.reclaimer.deleted.Store(true)
 }
+
+// goneDurably returns when all that went is gone durably. Before that it may come back with a crash, and what it had in place must not be
+// overwritten, nor anything go unrecorded that changes.
+func (p *Pool) goneDurably() error { return p.log.Flush(p.wentAt.Load()) }
 
 // forgetVolume lets go of a volume that was deleted; mu is held.
 func (p *Pool) forgetVolume(v *volume) {

@@ -83,6 +83,15 @@ func newOverlaid(tb tb, size int64, fill byte, overlay int64) *inplace {
 	return d
 }
 
+// newQuiet is newInplace with events that a test expects.
+func newQuiet(tb tb, size int64) *inplace {
+	d := newInplace(tb, size, 1)
+	d.must(d.p.Close(ctx))
+	d.opts.OnEvent = func(pool.Event) {}
+	d.open()
+	return d
+}
+
 func (d *inplace) must(err error) {
 	d.tb.Helper()
 	if err != nil {

@@ -218,7 +218,7 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 	case op.DeleteSnapshots != nil:
 		p.statesGone()
 	case op.DeleteBookmark != nil:
-		p.reclaimer.deleted.Store(true)
+		p.statesWent()
 	case op.Rollback != nil:
 		o := op.Rollback
 		p.freeze(o.Volume, o.KeptID, p.cat.State(o.To))
@@ -238,7 +238,7 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		pl.pending.Store(false)
 		signal(pl.overlay.kick)
 		p.refreshKeep()
-		p.reclaimer.deleted.Store(true)
+		p.statesWent()
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func (s *survey) look(spans []span) error {
 	touches, parent := pl.watched()
 	whole := pl.whole()
 	if !touches && whole {
-		return nil
+		return pl.pool.goneDurably() // what they had is overwritten at once
 	}
 	var bases []blockmap.Root
 	if pl.pending.Load() {

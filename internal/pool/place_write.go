@@ -300,6 +300,11 @@ func (pl *place) discardOwn(lo, hi uint64) error {
 		return err
 	}
 	touches, _ := pl.watched()
+	if !touches {
+		if err := pl.pool.goneDurably(); err != nil {
+			return err
+		}
+	}
 	entries := make([]blockmap.Entry, hi-lo)
 	if touches || !pl.whole() {
 		pins := pl.pool.store.NewPins()

@@ -103,6 +103,7 @@ type Pool struct {
 	requests sync.WaitGroup       // under way
 	snapOpen map[uint64]int       // state of a snapshot or bookmark -> devices that show it or compare with it
 	deleting map[uint64]bool      // states that are being deleted, and may not be opened any more
+	wentAt   atomic.Uint64        // the batch by which a state or bookmark went last
 	copies   map[uint64]*copyWork // by snapshot
 	closing  sync.Once
 	closeErr error

@@ -393,7 +393,7 @@ func (p *Pool) takeOver(o *catalogue.PutBack) {
 	}
 	p.unsync(o.Volume)
 	p.refreshKeep()
-	p.reclaimer.deleted.Store(true)
+	p.statesWent()
 }
 
 // unwritten demands that nobody who has written to a volume has it open.
