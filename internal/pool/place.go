@@ -79,12 +79,14 @@ func (p *Pool) openPlaces() {
 			continue
 		}
 		pl := p.volumes[v.Number].place
+		if v.Place.Seal.Closed || pl.readOnly {
+			pl.overlay.all() // and none is left, or was ever there
+		}
 		if err := pl.open(p.volumes[v.Number].size.Load()); err != nil {
 			p.event(EventPlaceLost, v.Name, err.Error())
 			continue
 		}
 		if seal := v.Place.Seal; seal.Closed {
-			pl.overlay.all() // and none is left
 			if err := pl.compare(&seal); err != nil {
 				p.suspect(v, err)
 			}
