@@ -141,5 +141,9 @@ func (d *Daemon) detachable(info pool.VolumeInfo) error {
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: a rollback is not wholly copied back into its file yet", info.Name).
 			WithHint("wait for that: varve job list; if no job does it, varve volume copy-back %s", info.Name)
 	}
+	if info.Broken != "" && info.Behind {
+		return contract.Errorf(contract.CodeRefused, "delete volume %q: what was written to it last lies in the pool alone, and its file cannot take it: %s", info.Name, info.Broken).
+			WithHint("start the daemon again when the file can be used; if it is gone for good, with another of %d bytes in its place", info.SizeBytes)
+	}
 	return nil
 }

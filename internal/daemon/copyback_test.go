@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"varve/internal/contract"
+	"varve/internal/pool"
 )
 
 // rolled has an inplace volume "web" whose snapshot "one" is all ones and whose present is all twos.
@@ -62,6 +63,17 @@ func wantFile(t *testing.T, file string, fill byte) {
 	if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{fill}, 1<<20)) {
 		t.Fatalf("the file begins with %d, want all %d; %v", got[0], fill, err)
 	}
+}
+
+// TestFileThatCannotTakeWhatLiesInThePool stands in the way of deleting its volume.
+func TestFileThatCannotTakeWhatLiesInThePool(t *testing.T) {
+	d := start(t, filepath.Join(scratch(t), "data"))
+	info := pool.VolumeInfo{Name: "web", Path: "/disk.img", SizeBytes: 1 << 20, Broken: "it is away"}
+	if err := d.detachable(info); err != nil {
+		t.Errorf("a volume of which the pool has nothing: %v", err)
+	}
+	info.Behind = true
+	wantCode(t, d.detachable(info), contract.CodeRefused)
 }
 
 // TestRollbackIsSeenBeforeItIsCopiedBack, and what stands in the way of deletion meanwhile is said.

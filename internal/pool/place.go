@@ -79,7 +79,7 @@ func (p *Pool) openPlaces() {
 			continue
 		}
 		pl := p.volumes[v.Number].place
-		if v.Place.Seal.Closed || pl.readOnly {
+		if v.Place.Seal.Closed || pl.readOnly || pl.keepsNothing() {
 			pl.overlay.all() // and none is left, or was ever there
 		}
 		if err := pl.open(p.volumes[v.Number].size.Load()); err != nil {
@@ -132,6 +132,13 @@ func (pl *place) open(sizeBytes int64) error {
 	defer pl.mu.Unlock()
 	pl.file, pl.lock, pl.broken = file, lock, nil
 	return nil
+}
+
+// keepsNothing tells that nothing of the volume lies in the log at all.
+func (pl *place) keepsNothing() bool {
+	pl.kept.mu.RLock()
+	defer pl.kept.mu.RUnlock()
+	return pl.kept.tree.View().Empty()
 }
 
 // whole tells whether the file has all that the head has.

@@ -132,10 +132,15 @@ func (p *Pool) detachable(c *catalogue.Catalogue, v *catalogue.Volume) error {
 		return fmt.Errorf("%w: volume %q reads blocks from its file; delete it first", ErrInUse, names[0])
 	}
 	pl := p.volumes[v.Number].place
-	if _, err := pl.get(); err == nil && pl.pending.Load() {
+	_, broken := pl.get()
+	switch {
+	case broken == nil && pl.pending.Load():
 		return fmt.Errorf("%w: a rollback is being copied back into its file; wait for that", ErrInUse)
-	} else if err == nil && !pl.whole() {
+	case broken == nil && !pl.whole():
 		return fmt.Errorf("%w: it has just been written to, and not all of that is in its file yet; try again", ErrInUse)
+	case broken != nil && !pl.overlay.empty.Load():
+		return fmt.Errorf("%w: what was written to it last lies in the pool alone, and its file cannot take it: %w; open the pool again when it can, "+
+			"or, should the file be gone for good, with another of the same size in its place", ErrInUse, broken)
 	}
 	return nil
 }
