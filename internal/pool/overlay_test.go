@@ -182,6 +182,66 @@ func TestLoggedBlockIsLost(t *testing.T) {
 	}
 }
 
+// TestUnreadableBlockFailsItsOwnWriteAlone: of writes that are done together, only the one fails that needs a block which cannot be read.
+func TestUnreadableBlockFailsItsOwnWriteAlone(t *testing.T) {
+	for _, long := range []bool{false, true} {
+		d := newQuiet(t, 1<<20)
+		d.snapshot("s")
+		d.submit(writeOp(4096, 4096))
+		content := d.head.data[4096:8192]
+		d.flush()
+		rotContent(t, d.fs, content)
+		ops := []*block.Op{writeOp(20480, 4096), writeOp(4196, 100), writeOp(24576, 4096)}
+		if long {
+			ops = []*block.Op{bigWrite(256 << 10), writeOp(4196, 68<<10), bigWrite(512 << 10)}
+		}
+		dev, err := d.p.OpenVolume("v")
+		d.must(err)
+		dev.Submit(ctx, ops)
+		for i, o := range ops {
+			if i == 1 {
+				if !errors.Is(o.Err, block.ErrDamaged) {
+					t.Errorf("a write to a part of it: %v", o.Err)
+				}
+				continue
+			}
+			d.must(o.Err)
+			d.applied(dev, o)
+		}
+		d.must(dev.Close())
+		d.submit(writeOp(4096, 4096))
+		d.verify()
+		d.must(d.p.Close(ctx))
+	}
+}
+
+// TestUnreadablePlaceFailsItsOwnWriteAlone: nor does a place of the file that cannot be kept fail others.
+func TestUnreadablePlaceFailsItsOwnWriteAlone(t *testing.T) {
+	d := newQuiet(t, 1<<20)
+	d.snapshot("s")
+	remove := d.fs.Inject(crashfs.Fault{Err: errIO, Match: func(o crashfs.Op) bool {
+		return o.Kind == crashfs.Read && o.Path == diskImage && o.Offset < 8192 && o.Offset+o.Length > 4096
+	}})
+	dev, err := d.p.OpenVolume("v")
+	d.must(err)
+	ops := []*block.Op{writeOp(0, 4096), writeOp(4096, 4096), writeOp(8192, 4096)}
+	dev.Submit(ctx, ops)
+	for i, o := range ops {
+		if i == 1 {
+			if !errors.Is(o.Err, errIO) {
+				t.Errorf("what a snapshot has cannot be read, and is overwritten: %v", o.Err)
+			}
+			continue
+		}
+		d.must(o.Err)
+		d.applied(dev, o)
+	}
+	remove()
+	d.must(dev.Close())
+	d.verify()
+	d.must(d.p.Close(ctx))
+}
+
 // rotContent changes a byte of where the log has some content.
 func rotContent(t *testing.T, fs *crashfs.FS, content []byte) {
 	t.Helper()

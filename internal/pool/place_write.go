@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"varve/internal/block"
 	"varve/internal/pool/blockmap"
@@ -132,6 +133,18 @@ func (pl *place) round(ctx context.Context, ops []*block.Op, small bool) {
 		spans[i] = span{uint64(op.Offset) / block.Size, blocksIn(op.Offset + op.Length)}
 	}
 	spans = united(spans)
+	err := pl.together(ctx, ops, spans, small)
+	if unreadable := errors.Is(err, block.ErrDamaged) || errors.Is(err, syscall.EIO); unreadable && len(ops) > 1 { // which is some op's, and not all
+		for i := range ops {
+			pl.round(ctx, ops[i:i+1], small)
+		}
+	} else if err != nil {
+		failAll(ops, fmt.Errorf("write volume %q at %d: %w", pl.volume.name(), ops[0].Offset, err))
+	}
+}
+
+// together performs ops on spans, or, with an error, none of them.
+func (pl *place) together(ctx context.Context, ops []*block.Op, spans []span, small bool) error {
 	release := pl.ranges.reserve(spans)
 	defer release()
 	err := errNoOverlay
@@ -146,9 +159,7 @@ func (pl *place) round(ctx context.Context, ops []*block.Op, small bool) {
 			err = e
 		}
 	}
-	if err != nil {
-		failAll(ops, fmt.Errorf("write volume %q at %d: %w", pl.volume.name(), ops[0].Offset, err))
-	}
+	return err
 }
 
 // roundInPlace overwrites blocks, which are reserved, in the file.
