@@ -93,6 +93,9 @@ func (pl *place) destage(ctx context.Context) error {
 	if pl.overlay.empty.Load() || pl.readOnly {
 		return nil
 	}
+	if err := pl.pool.log.Failure(); err != nil { // it could never be said that they are in place
+		return err
+	}
 	turn := pl.turn.Load()
 	written, failed := pl.writeLogged(ctx)
 	if failed != nil && !errors.Is(failed, block.ErrDamaged) {

@@ -50,3 +50,30 @@ func TestWhatGoesIsGoneDurablyBeforeItIsOverwritten(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingIsDestagedOnceTheLogHasStopped: what is written to the file then would never count, and be written again and again.
+func TestNothingIsDestagedOnceTheLogHasStopped(t *testing.T) {
+	d := newQuiet(t, 64<<10)
+	d.loggedAlone()
+	d.fs.Inject(crashfs.Fault{Err: errIO, Match: func(o crashfs.Op) bool {
+		return (o.Kind == crashfs.Write || o.Kind == crashfs.Truncate) && strings.HasPrefix(o.Path, "/pool/log/")
+	}})
+	if err := d.p.DeleteVolume(ctx, "v"); err == nil { // it is the next to be logged
+		t.Fatal("the log takes it")
+	}
+	writes := 0
+	d.fs.OnOp(func(_ int, o crashfs.Op, _ error) {
+		if o.Kind == crashfs.Write && o.Path == diskImage {
+			writes++
+		}
+	})
+	if err := d.p.Destage(ctx, "v"); !errors.Is(err, pool.ErrWriteStopped) {
+		t.Errorf("destage: %v", err)
+	}
+	d.fs.OnOp(nil)
+	if writes > 0 {
+		t.Errorf("%d writes to the file", writes)
+	}
+	d.crash(crashfs.KeepAll, false)
+	d.detached()
+}
