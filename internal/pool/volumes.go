@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -262,6 +263,9 @@ func (p *Pool) deleteVolume(ctx context.Context, name string, incomplete bool) e
 	if pl != nil && pl.inUse.Load() { // from now on the file is all there is
 		if _, broken := pl.get(); broken == nil {
 			err := pl.destage(ctx)
+			if errors.Is(err, block.ErrDamaged) {
+				err = fmt.Errorf("%w; what cannot be read and was to come into its file has to be written again first, in whole blocks of %d bytes: a check lists it", err, block.Size)
+			}
 			if err == nil {
 				err = pl.sync()
 			}
