@@ -28,6 +28,33 @@ var actions = []action{
 		d.fillImport("import", writeOp(0, 8<<10))
 		d.endImport("import", false)
 	}},
+	{"create over a base", func(d *driver) { d.createOver("over", 60<<10, 44<<10+512) }},
+	{"fill", func(d *driver) {
+		d.createOver("over", 60<<10, 44<<10)
+		d.fillBase("over", -1)
+	}},
+	{"write to what is filled", func(d *driver) {
+		d.createOver("over", 44<<10, 36<<10+512)
+		d.submit("over", writeOp(8<<10-700, 1500), discardOp(20<<10, 8<<10))
+		d.fillBase("over", 2) // the base has holes, at each of which it is asked
+		d.snapshot("half", "over")
+		d.submit("over", writeOp(12<<10, 8<<10), writeOp(100, 600))
+		d.fillBase("over", -1)
+	}},
+	{"shrink over a base", func(d *driver) {
+		d.createOver("over", 44<<10, 44<<10)
+		d.resize("over", 9<<10)
+		d.resize("over", 60<<10)
+	}},
+	{"delete over a base", func(d *driver) {
+		d.createOver("over", 44<<10, 44<<10)
+		d.snapshot("s", "over")
+		d.cloneVolume("over", "s", "overclone")
+		d.deleteSnapshot("over", "s")
+		d.deleteVolume("over")
+		d.fillBase("overclone", 1)
+		d.deleteVolume("overclone")
+	}},
 	{"rename", func(d *driver) { d.rename("b", "renamed") }},
 	{"label", func(d *driver) { d.label("a", "role", "db") }},
 	{"grow", func(d *driver) { d.resize("a", 60<<10) }},

@@ -114,7 +114,7 @@ type checker struct {
 	live     map[uint64]int64           // bytes by segment
 	loaded   []*checkedState            // whose maps have nodes in memory
 
-	kept    map[*place][]keptDamage
+	kept    map[*origin][]keptDamage
 	kepts   int                                 // how many
 	shown   int                                 // states that show damaged parts of maps, for all of these
 	more    bool                                // there is damage that is not in the report
@@ -126,9 +126,9 @@ type checkedState struct {
 	ownedRoot
 	name, volume, snapshot string
 	blocks, parent         uint64
-	noData                 bool   // a bookmark, whose map may name blocks that are gone
-	base                   *place // in whose file blocks of it may lie
-	keeps                  *place // of the internal volume: whose versions it keeps
+	noData                 bool    // a bookmark, whose map may name blocks that are gone
+	base                   *origin // of blocks of which it has versions
+	keeps                  *origin // of the internal volume: whose versions it keeps
 
 	up      *checkedState // parent
 	descent int           // how many states there are from here down
@@ -154,9 +154,11 @@ func (c *checker) choose() ([]ownedRoot, error) {
 			}
 		}
 		if s.base = c.pool.basedOn(cat, st); s.base == nil && st.Kind == catalogue.Head {
-			if of := cat.Volume(cat.Volume(st.Volume).KeptOf); of != nil {
-				s.keeps = c.pool.volumes[of.Number].place
+			v := cat.Volume(st.Volume)
+			if of := cat.Volume(v.KeptOf); of != nil {
+				v = of
 			}
+			s.keeps = c.pool.volumes[v.Number].provides()
 		}
 		roots = append(roots, s.ownedRoot)
 		c.subjects = append(c.subjects, s)

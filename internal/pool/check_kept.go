@@ -9,7 +9,7 @@ import (
 	"varve/internal/pool/blockmap"
 )
 
-// keptDamage is what was found in what is kept of an inplace volume: there, blocks are versions.
+// keptDamage is what was found in what is kept of an origin: there, blocks are versions.
 type keptDamage struct {
 	finding
 	reach uint64 // the end of what lies furthest, of this one and those before it
@@ -17,9 +17,9 @@ type keptDamage struct {
 }
 
 // keepDamage notes damage of kept versions, until all is known.
-func (c *checker) keepDamage(of *place, f *finding) {
+func (c *checker) keepDamage(of *origin, f *finding) {
 	if c.kept == nil {
-		c.kept = map[*place][]keptDamage{}
+		c.kept = map[*origin][]keptDamage{}
 	}
 	found := c.kept[of]
 	if n := len(found); n > 0 && f.node == nil {
@@ -75,7 +75,7 @@ func (c *checker) tellKept() error {
 		for i := range found {
 			if k := &found[i]; !k.told {
 				c.report.Damage = append(c.report.Damage, Damage{
-					Object: fmt.Sprintf("%s (what is kept of it)", of.volume.name()), Offset: -1, Lost: k.lost, Message: k.message,
+					Object: fmt.Sprintf("%s (what is kept of it)", of.kept.name()), Offset: -1, Lost: k.lost, Message: k.message,
 				})
 			}
 		}

@@ -13,16 +13,16 @@ import (
 // collect gives back kept versions that no state has any more.
 func (p *Pool) collect(ctx context.Context) error {
 	p.mu.RLock()
-	var places []*place
+	var origins []*origin
 	for _, v := range p.volumes {
-		if v.place != nil {
-			places = append(places, v.place)
+		if o := v.provides(); o != nil {
+			origins = append(origins, o)
 		}
 	}
 	p.mu.RUnlock()
-	for _, pl := range places {
-		if err := pl.collect(ctx); err != nil {
-			return fmt.Errorf("volume %q: %w", pl.volume.name(), err)
+	for _, o := range origins {
+		if err := o.collect(ctx); err != nil {
+			return fmt.Errorf("volume %q: %w", o.kept.name(), err)
 		}
 	}
 	return nil
@@ -85,33 +85,34 @@ type collected struct {
 }
 
 // collect clears kept versions that nobody has. A version that nobody has at one instant nobody will have later.
-func (pl *place) collect(ctx context.Context) error {
+func (o *origin) collect(ctx context.Context) error {
 	var states []collected
 	var kept blockmap.Root
-	release, err := pl.pool.pin(func() (walked []ownedRoot, err error) {
-		states, kept, walked = pl.lineage()
+	release, err := o.pool.pin(func() (walked []ownedRoot, err error) {
+		states, kept, walked = o.lineage()
 		return walked, nil
 	})
 	if err != nil {
 		return err
 	}
 	defer release()
+	_, byLBA := o.rest.(*base)
 	for at := uint64(0); at < catalogue.KeptBlocks; {
-		next, err := pl.pool.nextKept(kept, at)
+		next, err := o.pool.nextKept(kept, at)
 		if err != nil || next >= catalogue.KeptBlocks {
 			return err
 		}
 		w := versionSet{lo: next &^ (windowVersions - 1), words: make([]uint64, windowVersions/64)}
-		if err := pl.pool.keptWithin(ctx, kept, w.lo, w.lo+windowVersions, w.add); err != nil {
+		if err := o.pool.keptWithin(ctx, kept, w.lo, w.lo+windowVersions, w.add); err != nil {
 			return err
 		}
 		for i := range states {
-			if err := pl.pool.forget(ctx, &w, &states[i]); err != nil {
+			if err := o.pool.forget(ctx, &w, &states[i], byLBA); err != nil {
 				return err
 			}
 		}
 		if w.count > 0 {
-			if err := pl.kept.clearVersions(ctx, &w); err != nil {
+			if err := o.kept.clearVersions(ctx, &w); err != nil {
 				return err
 			}
 		}
@@ -120,22 +121,28 @@ func (pl *place) collect(ctx context.Context) error {
 	return nil
 }
 
-// lineage freezes the maps of all states whose blocks may lie in the file, and of what is kept; mu is held.
-func (pl *place) lineage() (states []collected, kept blockmap.Root, walked []ownedRoot) {
-	p, cat := pl.pool, pl.pool.cat
+// lineage freezes the maps of all states that have versions, and of what is kept; mu is held.
+func (o *origin) lineage() (states []collected, kept blockmap.Root, walked []ownedRoot) {
+	p, cat := o.pool, o.pool.cat
+	if cat.Volume(o.number) == nil { // it was deleted, and all with it
+		return nil, blockmap.Root{}, nil
+	}
 	pin := func(s *catalogue.State) blockmap.Root {
 		r := p.frozenRoot(s)
 		walked = append(walked, ownedRoot{state: s.ID, root: r, own: blockmap.Own{Data: blockmap.NoData}})
 		return r
 	}
-	kept = pin(cat.Head(cat.Volume(pl.kept.number))) // first: a new version is named before it is kept
+	kept = pin(cat.Head(cat.Volume(o.kept.number))) // first: a new version is named before it is kept
 	roots := map[uint64]blockmap.Root{}
 	for _, s := range cat.States() {
-		if s.Kind.HoldsData() && p.basedOn(cat, s) == pl {
+		if s.Kind.HoldsData() && p.basedOn(cat, s) == o {
 			roots[s.ID] = pin(s)
 		}
 	}
-	bases := cat.Volume(pl.volume.number).Place.Bases
+	var bases []uint64
+	if pl := cat.Volume(o.number).Place; pl != nil {
+		bases = pl.Bases
+	}
 	for _, s := range cat.States() {
 		r, ok := roots[s.ID]
 		if !ok {
@@ -156,10 +163,14 @@ func (pl *place) lineage() (states []collected, kept blockmap.Root, walked []own
 	return states, kept, walked
 }
 
-// forget takes out of a set what a state has.
-func (p *Pool) forget(ctx context.Context, dead *versionSet, s *collected) error {
+// forget takes out of a set what a state has. byLBA tells that each version has the number of the one block that may have it.
+func (p *Pool) forget(ctx context.Context, dead *versionSet, s *collected, byLBA bool) error {
 	pins := p.store.NewPins()
-	return p.store.EachVersion(ctx, s.root, s.since, func(lba uint64, from blockmap.Version, blocks uint64) error {
+	lo, hi := uint64(0), uint64(blockmap.MaxBlocks)
+	if byLBA {
+		lo, hi = dead.lo, dead.lo+windowVersions
+	}
+	return p.store.EachVersionOf(ctx, s.root, s.since, lo, hi, func(lba uint64, from blockmap.Version, blocks uint64) error {
 		return dead.each(uint64(from), uint64(from)+blocks, func(v uint64) error {
 			alive := !s.hidden
 			for i := 0; i < len(s.visible) && !alive; i++ {
@@ -225,20 +236,6 @@ func (p *Pool) keptWithin(ctx context.Context, kept blockmap.Root, lo, hi uint64
 		}
 		at += n
 		pins.ForgetBeyond(pinnedNodes)
-	}
-	return nil
-}
-
-// basedOn returns the file that a state's blocks may lie in, or nil.
-func (p *Pool) basedOn(c *catalogue.Catalogue, s *catalogue.State) *place {
-	// A hidden state may have outlived the clone that it was of.
-	for ; s != nil; s = c.State(s.Parent) {
-		if v := c.Volume(s.Volume); v != nil {
-			if of := p.volumes[v.Base]; v.Base != 0 && of != nil {
-				return of.place
-			}
-			return nil
-		}
 	}
 	return nil
 }

@@ -247,6 +247,9 @@ func (p *Pool) forgetVolume(v *volume) {
 	if v.place != nil {
 		v.place.close()
 	}
+	if v.basis != nil {
+		v.basis.close()
+	}
 }
 
 // CancelCopy says that a snapshot is no more to become a copy: a clone goes, of a cow-copy the snapshot stays that it is.

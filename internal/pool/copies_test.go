@@ -20,20 +20,24 @@ import (
 // copyCase is a way to make a copy.
 type copyCase struct {
 	inplace   bool
+	based     bool // over a base, of which nothing is filled
 	technique pool.Technique
 	path      string // empty: into the pool
 }
 
 func (c copyCase) String() string {
 	return fmt.Sprintf("%s of %s to %s", map[pool.Technique]string{pool.CowCopy: "cow-copy", pool.Clone: "clone"}[c.technique],
-		map[bool]string{false: "redirect", true: "inplace"}[c.inplace], map[bool]string{true: "pool", false: "file"}[c.path == ""])
+		map[bool]string{false: "redirect", true: "inplace"}[c.inplace]+map[bool]string{true: " over a base"}[c.based], map[bool]string{true: "pool", false: "file"}[c.path == ""])
 }
 
 func copyCases() (out []copyCase) {
 	for _, inplace := range []bool{false, true} {
 		for _, technique := range []pool.Technique{pool.CowCopy, pool.Clone} {
 			for _, path := range []string{"", "/copy.img"} {
-				out = append(out, copyCase{inplace, technique, path})
+				out = append(out, copyCase{inplace, false, technique, path})
+				if !inplace {
+					out = append(out, copyCase{inplace, true, technique, path})
+				}
 			}
 		}
 	}
@@ -50,9 +54,16 @@ func (c copyCase) setup(t *testing.T) *inplace {
 	d := newInplace(t, copiedBlocks*block.Size-512, 1)
 	if !c.inplace {
 		d.must(d.p.DeleteVolume(ctx, "v"))
-		_, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: copiedBlocks*block.Size - 512})
+		spec := pool.VolumeSpec{Name: "v", SizeBytes: copiedBlocks*block.Size - 512}
+		if c.based {
+			ref, _ := smallBases.add(d.head.data[:10*block.Size])
+			spec.Base = &pool.Base{Ref: ref, SizeBytes: 10 * block.Size}
+		}
+		_, err := d.p.CreateVolume(ctx, spec)
 		d.must(err)
-		d.write("v", dataOp(0, d.head.data[:10*block.Size]))
+		if !c.based {
+			d.write("v", dataOp(0, d.head.data[:10*block.Size]))
+		}
 	}
 	_, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "older"})
 	d.must(err)

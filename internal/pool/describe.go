@@ -49,9 +49,10 @@ func (p *Pool) volumeInfo(v *catalogue.Volume) VolumeInfo {
 	if v.Mirror != nil {
 		info.Leg = v.Mirror.Path
 	}
-	if base := p.cat.Volume(v.Base); base != nil && base != v {
+	if base := p.cat.Volume(v.Base); base != nil && base != v && base.Place != nil {
 		info.Base = base.Name
 	}
+	info.FilledFrom = p.filledFrom(v)
 	if pl := live.place; pl != nil {
 		info.Path, info.ReadOnly, info.CopyingBack, info.Suspect = pl.path, pl.readOnly, pl.pending.Load(), v.Place.Suspect != 0
 		info.MappedBytes, info.Behind = p.allocated(pl.path), !pl.overlay.empty.Load()
@@ -201,7 +202,8 @@ func (p *Pool) snapshotInfo(s *catalogue.State) SnapshotInfo {
 		return info
 	}
 	info.Clones = p.clones(s)
-	if base := p.cat.Volume(v.Base); base != nil {
+	info.FilledFrom = p.filledFrom(v)
+	if base := p.cat.Volume(v.Base); base != nil && base.Place != nil {
 		info.Base, info.Suspect = base.Name, p.suspected(s) != 0
 	}
 	if up := p.cat.VisibleParent(s); up != nil {

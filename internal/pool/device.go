@@ -21,7 +21,7 @@ type Device struct {
 	file    *copyFile
 	size    int64
 	label   string
-	base    *place // in whose file blocks of it may lie; nil: none
+	origin  *origin // of blocks of which its map has versions; nil: it has none
 	// suspect, if not 0: what it has in the file may have been changed by somebody else. See based.
 	suspect uint64
 	wrote   atomic.Bool // has a change ever been asked of it
@@ -53,8 +53,8 @@ func (p *Pool) openVolume(name string, incomplete bool) (*Device, error) {
 	if _, err := findLive(p.cat, name); err != nil && !incomplete {
 		return nil, err
 	}
-	d := &Device{pool: p, volume: p.volumes[v.Number], base: p.volumes[v.Number].base}
-	if d.base != nil && d.volume.place == nil {
+	d := &Device{pool: p, volume: p.volumes[v.Number], origin: p.volumes[v.Number].origin}
+	if d.origin != nil && d.volume.place == nil {
 		d.suspect = p.suspected(p.cat.Head(v))
 	}
 	d.volume.devices[d] = struct{}{}
@@ -106,7 +106,7 @@ func (p *Pool) holdState(label string, find func(*catalogue.Catalogue) (*catalog
 		}
 		d.instant = frozen{pins.keep(s.Root)}
 	} else {
-		d.root, d.base, d.suspect = frozen{pins.keep(s.Root)}, p.basedOn(p.cat, s), p.suspected(s)
+		d.root, d.origin, d.suspect = frozen{pins.keep(s.Root)}, p.basedOn(p.cat, s), p.suspected(s)
 	}
 	p.snapOpen[s.ID]++
 	return d, file, nil
@@ -165,8 +165,8 @@ func (d *Device) view() view {
 	if d.volume != nil {
 		v = d.volume
 	}
-	if d.base != nil {
-		return based{v, d.base, d.suspect}
+	if d.origin != nil {
+		return based{v, d.origin, d.suspect}
 	}
 	return v
 }
@@ -198,7 +198,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 		err = block.CheckRange(off, int64(len(p)), d.SizeBytes())
 	}
 	if err == nil {
-		err = d.read(p, off)
+		err = d.read(ctx, p, off)
 		d.damageMet("reading", int64(len(p)), off, err)
 	}
 	if err != nil {
@@ -207,7 +207,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-func (d *Device) read(p []byte, off int64) error {
+func (d *Device) read(ctx context.Context, p []byte, off int64) error {
 	if d.volume != nil {
 		if done, err := d.readHead(p, off, true); done {
 			return err
@@ -216,7 +216,7 @@ func (d *Device) read(p []byte, off int64) error {
 	if d.file != nil {
 		return d.file.read(p, off, true)
 	}
-	return d.pool.read(d.view(), p, off, true)
+	return d.pool.read(ctx, d.view(), p, off, true)
 }
 
 // TryReadAt implements block.ResidentReader.
@@ -238,7 +238,7 @@ func (d *Device) TryReadAt(p []byte, off int64) (bool, error) {
 		return d.file.read(p, off, false) == nil, nil
 	}
 	// Whatever goes wrong is found and told by ReadAt, which waits and looks again.
-	return d.pool.read(d.view(), p, off, false) == nil, nil
+	return d.pool.read(context.Background(), d.view(), p, off, false) == nil, nil
 }
 
 // Submit implements block.Device.

@@ -112,7 +112,7 @@ func (p *Pool) openDiff(find func(*catalogue.Catalogue) (a, b *catalogue.State, 
 // lie in. mu is held.
 func (p *Pool) comparable(a, b *catalogue.State) error {
 	for _, v := range []*catalogue.Volume{p.cat.Volume(a.Volume), p.cat.Volume(b.Volume)} {
-		if v == nil || p.volumes[v.Base] == nil {
+		if v == nil || p.cat.Volume(v.Base) == nil || p.cat.Volume(v.Base).Place == nil {
 			continue
 		}
 		suspect := p.cat.Volume(v.Base).Place.Suspect

@@ -56,12 +56,15 @@ type driver struct {
 
 	// incomplete are the volumes being filled, which no model lists.
 	incomplete map[string]*content
+
+	bases *bases
 }
 
 func options(fs *crashfs.FS, c *clock) pool.Options {
 	return pool.Options{
 		FS: fs, Dir: "/pool", Clock: c.time, Manual: true,
 		SegmentBytes: 64 << 10, MapCacheBytes: 64 << 10, // small, so that segments roll and nodes are evicted
+		OpenBase: smallBases.Open,
 	}
 }
 
@@ -69,6 +72,8 @@ func newDriver(tb tb) *driver {
 	tb.Helper()
 	d := &driver{tb: tb, fs: crashfs.New(), clock: newClock(), possible: []*model{newModel()}}
 	d.opts = options(d.fs, d.clock)
+	d.bases = &bases{}
+	d.opts.OpenBase = d.bases.Open
 	if err := pool.Create(ctx, d.opts); err != nil {
 		tb.Fatal(err)
 	}
@@ -123,6 +128,49 @@ func (d *driver) createVolume(name string, size int64) {
 	d.tb.Helper()
 	d.step("create "+name, true, func(m *model) error { return m.createVolume(name, size) }, func() error {
 		_, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: name, SizeBytes: size})
+		return err
+	})
+}
+
+// createOver creates a volume over a base of so many bytes, of which some blocks are holes.
+func (d *driver) createOver(name string, size, baseBytes int64) {
+	d.tb.Helper()
+	data := stamp(baseBytes)
+	for at := int64(0); at < baseBytes; at += block.Size {
+		if sum(data[at:at+1])%3 == 0 {
+			clear(data[at:min(at+block.Size, baseBytes)])
+		}
+	}
+	d.step("create over a base "+name, true, func(m *model) error { return m.createOver(name, size, data) }, func() error {
+		ref, _ := d.bases.add(data)
+		_, err := d.p.CreateVolume(ctx, pool.VolumeSpec{Name: name, SizeBytes: size, Base: &pool.Base{Ref: ref, SizeBytes: baseBytes}})
+		return err
+	})
+}
+
+var errEnough = errors.New("so far and no further")
+
+// fillBase fills a volume from its base, which nobody sees, until it was told so many times how far it is; less than 0: wholly.
+func (d *driver) fillBase(name string, steps int) {
+	d.tb.Helper()
+	d.step("fill "+name, steps < 0, func(m *model) error {
+		if m.volumes[name] == nil {
+			return errRefused
+		}
+		return nil
+	}, func() error {
+		err := d.p.Fill(ctx, name, func(int64, int64) error {
+			if steps--; steps == 0 {
+				return errEnough
+			}
+			return nil
+		})
+		if errors.Is(err, errEnough) {
+			return nil
+		}
+		if info, e := d.p.Volume(name); err == nil && (e != nil || info.FilledFrom != nil) {
+			d.tb.Fatalf("it is filled, and needs the base %+v; %v", info.FilledFrom, e)
+		}
 		return err
 	})
 }
@@ -495,7 +543,7 @@ func (d *driver) dump(p *pool.Pool) string {
 		if err != nil {
 			d.tb.Fatal(err)
 		}
-		w := newModelVolume(d.content(dev, v.MappedBytes), 0)
+		w := newModelVolume(d.volumeContent(p, dev, v), 0)
 		w.labels = v.Labels
 		m.volumes[v.Name] = w
 		snaps, err := p.Snapshots(v.Name)
@@ -503,11 +551,12 @@ func (d *driver) dump(p *pool.Pool) string {
 			d.tb.Fatal(err)
 		}
 		for _, s := range snaps {
-			dev, err := p.OpenSnapshot(pool.SnapshotRef{Volume: v.Name, Name: s.Name})
+			ref := pool.SnapshotRef{Volume: v.Name, Name: s.Name}
+			dev, err := p.OpenSnapshot(ref)
 			if err != nil {
 				d.tb.Fatal(err)
 			}
-			c := d.content(dev, s.MappedBytes)
+			c := d.content(dev, s.MappedBytes, s.FilledFrom != nil, func() (pool.Usage, error) { return p.SnapshotUsage(ctx, ref) })
 			c.told = d.diff(p, pool.PointRef{Volume: v.Name, Name: s.Name}, pool.PointRef{Volume: v.Name})
 			w.snapshots[s.Name] = &modelSnapshot{c, s.Protected}
 		}
@@ -524,8 +573,15 @@ func (d *driver) dump(p *pool.Pool) string {
 	return m.String()
 }
 
-// content reads a whole device, and checks its extents and mapped bytes by the way.
-func (d *driver) content(dev block.Device, mapped int64) content {
+// volumeContent is content of a volume's head.
+func (d *driver) volumeContent(p *pool.Pool, dev block.Device, v pool.VolumeInfo) content {
+	d.tb.Helper()
+	return d.content(dev, v.MappedBytes, v.FilledFrom != nil, func() (pool.Usage, error) { return p.VolumeUsage(ctx, v.Name) })
+}
+
+// content reads a whole device, and checks its extents and mapped bytes by the way. Of what is filled from a base mapped is at least what
+// there is, and usage says it exactly, but for what is not there yet.
+func (d *driver) content(dev block.Device, mapped int64, filling bool, usage func() (pool.Usage, error)) content {
 	d.tb.Helper()
 	defer func() { _ = dev.Close() }()
 	c := newContent(dev.SizeBytes())
@@ -551,6 +607,15 @@ func (d *driver) content(dev block.Device, mapped int64) content {
 		if !e.Hole {
 			c.hold(e.Offset/block.Size, blocksUpTo(e.Offset+e.Length))
 			data += (e.Length + block.Size - 1) / block.Size * block.Size
+		}
+	}
+	if data < mapped {
+		u, err := usage()
+		if err != nil {
+			d.tb.Fatal(err)
+		}
+		if mapped = u.Mapped; filling {
+			mapped = max(mapped, data)
 		}
 	}
 	if at != c.size || data != mapped {

@@ -169,7 +169,7 @@ func (d *driver) withBlocksOf(before, after *model) *model {
 		d.tb.Fatal(err)
 	}
 	now := before.clone()
-	holds, was, should := d.content(dev, v.MappedBytes), before.volumes["a"], after.volumes["a"]
+	holds, was, should := d.volumeContent(d.p, dev, v), before.volumes["a"], after.volumes["a"]
 	for lba := range blocksUpTo(v.SizeBytes) {
 		is := holds.blocks[lba]
 		from := was

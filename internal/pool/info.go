@@ -19,7 +19,7 @@ type VolumeInfo struct {
 	// Parent is the name of the newest visible snapshot of this volume that its
 	// head descends from, empty if there is none.
 	Parent string
-	// MappedBytes counts the blocks that hold data (not holes).
+	// MappedBytes counts the blocks that hold data (not holes). Those that may be of a base all count; Usage is exact.
 	MappedBytes int64
 	// Snapshots counts the volume's visible snapshots, Bookmarks its bookmarks.
 	Snapshots, Bookmarks int
@@ -38,6 +38,9 @@ type VolumeInfo struct {
 	CopyingBack bool
 	// Base is the name of the inplace volume that a clone reads blocks from; empty for others.
 	Base string
+	// FilledFrom is the base outside of the pool that it needs, or some snapshot or clone that shares it; nil for others, and when nothing
+	// needs it any more.
+	FilledFrom *FilledFrom
 }
 
 // SnapshotInfo describes a snapshot.
@@ -63,8 +66,9 @@ type SnapshotInfo struct {
 	Head bool
 	// Base is the name of the inplace volume in whose file blocks of it may lie: of a cow snapshot its own, of a row snapshot
 	// what its volume was cloned from. Empty for others.
-	Base    string
-	Suspect bool // somebody else has changed that file since
+	Base       string
+	Suspect    bool        // somebody else has changed that file since
+	FilledFrom *FilledFrom // as of a volume; of copies that are finished nil
 	// DropWhenFull: it is given up where there is no room for what it needs kept.
 	DropWhenFull bool
 	Copy         *CopyInfo // of a copy, or one that is being made; nil for others
@@ -82,6 +86,8 @@ type VolumeSpec struct {
 	Name      string
 	SizeBytes int64
 	Labels    map[string]string
+	// Base, if not nil, is what the volume begins with, and is then FilledFrom. SizeBytes is at least as much, or 0: the same.
+	Base *Base
 	// Incomplete volumes are being filled (an import): they take their name but
 	// are not listed, and disappear when the pool is opened again, until
 	// CompleteVolume.
@@ -176,6 +182,7 @@ const (
 	EventPlaceChanged     = "file-changed"      // somebody else changed it
 	EventMirrorFailed     = "mirror-failed"     // a leg cannot be opened, written or synced, and is not written any more
 	EventMirrorChanged    = "mirror-changed"    // somebody else changed a leg
+	EventBaseLost         = "base-lost"         // the base of a volume cannot be opened or read
 	EventSnapshotDropped  = "snapshot-dropped"  // there was no room for what it needed, and it was made to be given up then
 	EventRepaired         = "repaired"          // an operator had the pool repaired, and this was done
 )

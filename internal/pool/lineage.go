@@ -178,6 +178,7 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 	if err := p.cat.Apply(op); err != nil {
 		return err
 	}
+	p.changes++
 	switch {
 	case op.CreateVolume != nil:
 		v := p.cat.Volume(op.CreateVolume.Number)
@@ -187,8 +188,11 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 			root = from.Root
 		}
 		p.volumes[v.Number] = p.newVolume(v, head, root)
-		if v.Place != nil {
+		switch {
+		case v.Place != nil:
 			p.addPlace(v)
+		case op.CreateVolume.Filling != nil:
+			p.addBase(v)
 		}
 	case op.AttachMirror != nil:
 		set := p.cat.Volume(op.AttachMirror.Regions)
@@ -217,6 +221,8 @@ func (p *Pool) applyOp(op *catalogue.Op) error {
 		p.applyCopies(op)
 	case op.DeleteSnapshots != nil:
 		p.statesGone()
+	case op.FillProgress != nil:
+		p.volumes[op.FillProgress.Number].basis.done.Store(op.FillProgress.DoneBytes)
 	case op.DeleteBookmark != nil:
 		p.statesWent()
 	case op.Rollback != nil:

@@ -237,6 +237,9 @@ func (m *mirror) again(sizeBytes int64) error {
 
 // sameAsVolume tells whether a file is what the leg was, by blocks that should be the same on both sides.
 func (m *mirror) sameAsVolume(file vfs.File) bool {
+	if b := m.volume.baseBelow(); b != nil && !b.whole() {
+		return true // a base may take its time, and the pool is being opened: the file's seal has to do
+	}
 	d := m.volume.device()
 	its, ours := make([]byte, block.Size), make([]byte, block.Size)
 	r := m.regions
@@ -253,7 +256,7 @@ func (m *mirror) sameAsVolume(file vfs.File) bool {
 		if _, err := file.ReadAt(its[:length], off); err != nil {
 			return false
 		}
-		err := d.read(ours[:length], off)
+		err := d.read(context.Background(), ours[:length], off)
 		r.mu.Lock()
 		equal = !r.recorded.has(n) // nobody has written there meanwhile
 		r.mu.Unlock()

@@ -253,7 +253,7 @@ func (k *legCopy) copy(ctx context.Context, n, count uint64) error {
 			return err
 		}
 		for _, e := range found {
-			if err := k.copyExtent(d, file, e); err != nil {
+			if err := k.copyExtent(ctx, d, file, e); err != nil {
 				return err
 			}
 			off = e.Offset + e.Length
@@ -262,7 +262,7 @@ func (k *legCopy) copy(ctx context.Context, n, count uint64) error {
 	return nil
 }
 
-func (k *legCopy) copyExtent(d *Device, file vfs.File, e block.Extent) error {
+func (k *legCopy) copyExtent(ctx context.Context, d *Device, file vfs.File, e block.Extent) error {
 	for e.Length > 0 {
 		n := e.Length
 		var err error
@@ -270,7 +270,7 @@ func (k *legCopy) copyExtent(d *Device, file vfs.File, e block.Extent) error {
 			err = zeroFile(file, e.Offset, n)
 		} else {
 			n = min(n, int64(len(k.buf)))
-			if err := d.read(k.buf[:n], e.Offset); err != nil {
+			if err := d.read(ctx, k.buf[:n], e.Offset); err != nil {
 				return err
 			}
 			err = file.WriteAt([][]byte{k.buf[:n]}, e.Offset)

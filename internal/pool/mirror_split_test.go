@@ -278,7 +278,7 @@ func lookAtSplit(tb tb, before *mirrored, policy crashfs.Policy, then []byte) {
 		tb.Fatal("what was split off after the crash is not what the volume was")
 	}
 	d.check()
-	if states, volumes := d.p.Counts(); volumes != map[string]int{"redirect": 1, "inplace": 2}[d.layout] || states > volumes+2 {
+	if states, volumes := d.p.Counts(); volumes != map[string]int{"redirect": 1, "inplace": 2, "over a base": 2}[d.layout] || states > volumes+2 {
 		tb.Fatalf("there are %d volumes and %d states", volumes, states)
 	}
 }

@@ -20,7 +20,7 @@ const (
 )
 
 // mirrorLayouts are those of the volumes that are mirrored.
-var mirrorLayouts = []string{"redirect", "inplace"}
+var mirrorLayouts = []string{"redirect", "inplace", "over a base"}
 
 // mirrored does the same to a mirrored volume on a crashable file system and to plain bytes.
 type mirrored struct {
@@ -44,14 +44,23 @@ func newMirrored(tb tb, layout string, size int64) *mirrored {
 	d.opts.OnEvent = d.told
 	d.must(pool.Create(ctx, d.opts))
 	d.open()
+	d.data = make([]byte, size)
 	var err error
-	if layout == "inplace" {
+	switch layout {
+	case "inplace":
 		_, err = d.p.AdoptVolume(ctx, pool.PlaceSpec{Name: "v", Path: diskImage, SizeBytes: size})
-	} else {
+	case "over a base": // nothing of which is in the pool
+		half := size / 2 &^ 511
+		copy(d.data, stamp(half))
+		ref, _ := smallBases.add(d.data[:half])
+		_, err = d.p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: size, Base: &pool.Base{Ref: ref, SizeBytes: half}})
+		d.must(err)
+		d.data = bytes.Clone(d.data)
+		return d
+	default:
 		_, err = d.p.CreateVolume(ctx, pool.VolumeSpec{Name: "v", SizeBytes: size})
 	}
 	d.must(err)
-	d.data = make([]byte, size)
 	d.submit(writeOp(0, size/2)) // the rest is a hole
 	d.flush()
 	return d

@@ -100,8 +100,8 @@ func (v *volume) hole(ctx context.Context, off, length int64) (int64, error) {
 
 // device reads the volume's head as it is now; it is not among those that are open.
 func (v *volume) device() *Device {
-	d := &Device{pool: v.pool, volume: v, base: v.base}
-	if d.base != nil && v.place == nil {
+	d := &Device{pool: v.pool, volume: v, origin: v.origin}
+	if d.origin != nil && v.place == nil {
 		v.pool.mu.RLock()
 		defer v.pool.mu.RUnlock()
 		d.suspect = v.pool.suspected(v.pool.cat.Head(v.pool.cat.Volume(v.number)))

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"varve/internal/block"
@@ -196,6 +197,31 @@ func (m *model) createVolume(name string, size int64) error {
 	return nil
 }
 
+// unfilled are the versions of blocks that a base has as holes: nobody sees that they were ever written, but in a diff, if they are now.
+var unfilled sync.Map
+
+func (c content) hole(lba int64) bool {
+	v := c.versions[lba]
+	_, hole := unfilled.Load(v)
+	return v == 0 || hole
+}
+
+func (m *model) createOver(name string, size int64, base []byte) error {
+	if m.volumes[name] != nil || size < int64(len(base)) {
+		return errRefused
+	}
+	c := newContent(size)
+	c.write(0, base, int64(len(base)))
+	c.hold(0, blocksUpTo(int64(len(base))))
+	for lba, v := range c.versions {
+		if c.blocks[lba] == nil {
+			unfilled.Store(v, true)
+		}
+	}
+	m.volumes[name] = newModelVolume(c, int(lastVersion.Add(1)))
+	return nil
+}
+
 func (m *model) snapshot(volumes []string, name string) error {
 	for _, v := range volumes {
 		if m.volumes[v] == nil || m.volumes[v].taken(name) {
@@ -278,7 +304,7 @@ func (m *model) putBack(volume, snap, kept string, ranges []pool.Range, compare 
 			}
 			done[lba] = true
 			o := block.Op{Kind: block.OpZero, Offset: lba * block.Size, Length: min(block.Size, r.Offset+r.Length-lba*block.Size)}
-			if then.versions[lba] != 0 {
+			if !then.hole(lba) {
 				o.Kind, o.Data = block.OpWrite, then.block(lba)[:o.Length]
 			}
 			now.apply(&o)
@@ -356,7 +382,7 @@ func (c content) digest() string {
 		fmt.Fprintf(&b, " %d=%08x", lba, sum(c.blocks[lba]))
 	}
 	for _, lba := range slices.Sorted(maps.Keys(c.versions)) {
-		if c.blocks[lba] == nil {
+		if c.blocks[lba] == nil && !c.hole(lba) {
 			fmt.Fprintf(&b, " %d=zeros", lba)
 		}
 	}

@@ -22,9 +22,8 @@ import (
 //
 // Lock order: a reservation of ranges; gate; leadership of the committer; mu.
 type place struct {
-	pool     *Pool
+	origin   // what is not in the file any more is kept
 	volume   *volume
-	kept     *volume // what is not in the file any more, by version
 	path     string
 	readOnly bool
 
@@ -51,25 +50,14 @@ type place struct {
 
 // newPlace describes the file of a volume, and opens nothing.
 func (p *Pool) newPlace(v *catalogue.Volume) *place {
-	pl := &place{pool: p, path: v.Place.Path, readOnly: v.Place.ReadOnly, broken: errNotOpen, overlay: newOverlay(p.opts.OverlayBytes)}
+	pl := &place{origin: origin{pool: p, number: v.Number}, path: v.Place.Path, readOnly: v.Place.ReadOnly, broken: errNotOpen, overlay: newOverlay(p.opts.OverlayBytes)}
+	pl.rest = pl
 	pl.next.Store(v.Place.Next)
 	pl.pending.Store(len(v.Place.Bases) > 0)
 	return pl
 }
 
 var errNotOpen = errors.New("it has not been opened")
-
-// placeOf returns the file that blocks of a volume may lie in, or nil; mu is held.
-func (p *Pool) placeOf(number uint64) *place {
-	v := p.cat.Volume(number)
-	if v == nil || v.Base == 0 {
-		return nil
-	}
-	if of := p.volumes[v.Base]; of != nil {
-		return of.place
-	}
-	return nil
-}
 
 // openPlaces opens the files of all inplace volumes. One that cannot be opened, or that is not what it was, costs its volume
 // alone, and is told.

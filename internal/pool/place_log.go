@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	"varve/internal/block"
-	"varve/internal/pool/blockmap"
 	"varve/internal/pool/seglog"
 )
 
@@ -290,36 +289,4 @@ func (r *loggedRound) commit(w *write) error {
 		return errNoOverlay
 	}
 	return err
-}
-
-// addKept adds the content of n versions to a request, in runs; what tells a version and its block, nil if that is zeros.
-func (pl *place) addKept(w *write, pins *blockmap.Pins, n int, what func(i int) (version uint64, data []byte)) error {
-	w.crcs, w.slices = slices.Grow(w.crcs, n), slices.Grow(w.slices, n)
-	var e [1]blockmap.Entry
-	for i := 0; i < n; {
-		first, data := what(i)
-		entry := seglog.Entry{Kind: seglog.KindZero, Volume: pl.kept.number, LBA: first}
-		crc, slice := len(w.crcs), len(w.slices)
-		for zero := data == nil; i < n && entry.Count < seglog.MaxPayloadBlocks; i++ {
-			v, data := what(i)
-			if v != first+entry.Count || (data == nil) != zero {
-				break
-			}
-			if entry.Count++; !zero {
-				w.crcs = append(w.crcs, seglog.Checksum(data))
-				w.slices = append(w.slices, data)
-			}
-		}
-		if data != nil {
-			entry.Kind = seglog.KindData
-			entry.Payload, entry.CRCs = w.slices[slice:len(w.slices):len(w.slices)], w.crcs[crc:len(w.crcs):len(w.crcs)]
-		}
-		for at := first; at < first+entry.Count; at = blockmap.LeafOf(at) + blockmap.LeafBlocks { // applying it must read nothing
-			if err := pl.kept.lookup(pins, at, e[:]); err != nil {
-				return damaged(err)
-			}
-		}
-		w.changes = append(w.changes, change{volume: pl.kept, pins: pins, entry: entry})
-	}
-	return nil
 }

@@ -23,11 +23,7 @@ func (p *Pool) joinPlace(v *catalogue.Volume) {
 	w := p.volumes[v.Number]
 	w.place = p.newPlace(v)
 	w.place.volume, w.place.kept = w, p.volumes[v.Place.Kept]
-	for _, o := range p.cat.Volumes() {
-		if o.Base == v.Number {
-			p.volumes[o.Number].base = w.place
-		}
-	}
+	w.place.join()
 }
 
 // noteVersions has the catalogue know which versions were given; mu is held.
@@ -64,18 +60,28 @@ func (pl *place) versionsBelow(end, n uint64) (uint64, error) {
 	}
 }
 
+// placeBelow returns the file in which blocks of the volume may lie, or nil.
+func (v *volume) placeBelow() *place {
+	if v.origin == nil {
+		return nil
+	}
+	pl, _ := v.origin.rest.(*place)
+	return pl
+}
+
 // applyVersions folds a Touch or Back into the map; mu is held.
 func (v *volume) applyVersions(pins *blockmap.Pins, e *seglog.Entry) error {
+	pl := v.placeBelow()
 	switch {
-	case v.base == nil:
+	case pl == nil:
 		return fmt.Errorf("%w: volume %q has no blocks in a file, and an entry says so", ErrDamagedLog, v.name())
 	case e.Version < catalogue.FirstVersion || e.Version > uint64(catalogue.KeptBlocks)-e.Count:
 		return fmt.Errorf("%w: version %d of volume %q", ErrDamagedLog, e.Version, v.name())
 	case e.Kind == seglog.KindTouch && e.Epoch != v.tree.Epoch():
 		return fmt.Errorf("%w: blocks of epoch %d where the volume is in epoch %d", ErrDamagedLog, e.Epoch, v.tree.Epoch())
 	}
-	if next := e.Version + e.Count; next > v.base.next.Load() { // on replay
-		v.base.next.Store(next)
+	if next := e.Version + e.Count; next > pl.next.Load() { // on replay
+		pl.next.Store(next)
 	}
 	for done := uint64(0); done < e.Count; {
 		n := min(e.Count-done, blockmap.LeafBlocks)

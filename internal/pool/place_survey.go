@@ -170,7 +170,7 @@ func (s *survey) forgo() (bool, error) {
 	p.mu.RLock()
 	var visible []blockmap.Root
 	for _, st := range p.cat.States() {
-		if (st.Kind == catalogue.Snapshot || st.Kind == catalogue.Head && st.Volume != pl.volume.number) && p.basedOn(p.cat, st) == pl {
+		if (st.Kind == catalogue.Snapshot || st.Kind == catalogue.Head && st.Volume != pl.volume.number) && p.basedOn(p.cat, st) == &pl.origin {
 			root := st.Root
 			if st.Kind == catalogue.Head {
 				v := p.volumes[st.Volume]

@@ -52,6 +52,9 @@ type Options struct {
 	OverlayBytes    int64            // of an inplace volume that may lie in the log and not in its file; 0: DefaultOverlayBytes, less: nothing
 	Clock           func() time.Time // nil: time.Now
 	OnEvent         func(Event)      // nil: dropped; called with locks held: must not block nor use the pool
+	// OpenBase opens a base that a volume is FilledFrom, for reading. It is called when something of the base is needed, and again after that
+	// failed; the device outlives ctx, and is closed when it is needed no more. nil: what is not filled cannot be read.
+	OpenBase func(ctx context.Context, ref []byte) (block.Device, error)
 
 	// Manual starts no background work: checkpoints happen in Checkpoint and Close
 	// alone. For tests that decide the order of everything.
@@ -98,6 +101,7 @@ type Pool struct {
 	// is changed by the committer's leader alone.
 	mu       sync.RWMutex
 	cat      *catalogue.Catalogue
+	changes  uint64 // of the catalogue
 	volumes  map[uint64]*volume
 	closed   bool
 	requests sync.WaitGroup       // under way
@@ -120,7 +124,10 @@ type Pool struct {
 	clientBytes atomic.Int64
 	told        told       // damage that there was an event for
 	repairs     sync.Mutex // one at a time
-	stalls      stalls
+
+	closingBases sync.WaitGroup // devices of bases that are needed no more
+
+	stalls stalls
 }
 
 // Open opens and recovers a pool and locks it. Errors: ErrNotPool,
@@ -270,8 +277,11 @@ func (p *Pool) recover(super *superblock, durable uint64, s *salvaged) (err erro
 		cat.SetRoot(head.ID, blockmap.Root{})
 	}
 	for _, v := range cat.Volumes() {
-		if v.Place != nil {
+		switch {
+		case v.Place != nil:
 			p.joinPlace(v)
+		case v.Filling != nil:
+			p.joinBase(v)
 		}
 	}
 	r := p.newReplayer(s)
@@ -323,10 +333,12 @@ func (p *Pool) close(ctx context.Context) error {
 	p.closed = true
 	p.mu.Unlock()
 	p.reclaimer.stop() // and with it those whom it holds back
+	p.endBases()       // and those who read them
 	p.requests.Wait()
 	p.stopDestaging()
 	p.mirrorKeeper.stop()
 	p.checkpointer.stop()
+	defer p.closingBases.Wait()
 	defer p.abandon()
 	err := errors.Join(p.closeMirrors(ctx), p.closePlaces())
 	return errors.Join(err, p.closeLog())
@@ -349,6 +361,9 @@ func (p *Pool) abandon() {
 	for _, v := range p.volumes {
 		if v.place != nil {
 			v.place.close()
+		}
+		if v.basis != nil {
+			v.basis.close()
 		}
 		if m := v.mirror.Load(); m != nil {
 			m.close()

@@ -202,7 +202,7 @@ func (b *putter) run(ctx context.Context, progress func(float64) error) (Timing,
 	if err := b.keepPresent(); err != nil {
 		return Timing{}, err
 	}
-	if err := b.begin(); err != nil {
+	if err := b.begin(ctx); err != nil {
 		return Timing{}, err
 	}
 	err := b.fill(ctx, progress)
@@ -257,7 +257,7 @@ func (b *putter) keepPresent() error {
 }
 
 // begin makes the volume that is filled, a clone of the present, and opens it.
-func (b *putter) begin() error {
+func (b *putter) begin(ctx context.Context) error {
 	p := b.pool
 	_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 		v, kept := c.Volume(b.volume.number), c.State(b.kept)
@@ -278,18 +278,21 @@ func (b *putter) begin() error {
 	label := b.volume.name()
 	b.device.volume.label.Store(&label) // what goes wrong with it is told of the volume
 	b.device.volume.internal = true
-	if err := b.resize(); err != nil {
+	if err := b.resize(ctx); err != nil {
 		return errors.Join(err, b.device.Close())
 	}
 	return nil
 }
 
 // resize gives what is filled the size that the volume is to have.
-func (b *putter) resize() error {
+func (b *putter) resize(ctx context.Context) error {
 	p, v := b.pool, b.device.volume
 	old, size := v.size.Load(), b.from.sizeBytes
 	if old == size {
 		return nil
+	}
+	if err := v.bringEnd(ctx, size); err != nil {
+		return err
 	}
 	_, err := p.changeContent(v, func(*catalogue.Catalogue) (pr proposal, err error) {
 		pr.op = &catalogue.Op{ResizeVolume: &catalogue.ResizeVolume{Number: v.number, SizeBytes: size}}

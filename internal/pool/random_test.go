@@ -22,7 +22,12 @@ func init() {
 // TestRandomOperationsAgainstModel does random things to a pool and to a model of
 // plain bytes, crashes now and then, and compares everything. 100 runs of about 100 steps, ten
 // thousand operations; -rapid.checks and -rapid.steps make it any number.
-func TestRandomOperationsAgainstModel(t *testing.T) {
+func TestRandomOperationsAgainstModel(t *testing.T) { againstModel(t, false) }
+
+// TestBaseAgainstModel does the same to volumes that begin with a base, of which nobody sees when they are filled.
+func TestBaseAgainstModel(t *testing.T) { againstModel(t, true) }
+
+func againstModel(t *testing.T, based bool) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDriver(t)
 		defer func() { _ = d.p.Close(ctx) }()
@@ -61,13 +66,17 @@ func TestRandomOperationsAgainstModel(t *testing.T) {
 			v := volume.Draw(t, "volume")
 			if w := d.present().volumes[v]; w != nil {
 				d.submit(v, changes(w.size)...)
+			} else if based || rapid.IntRange(0, 3).Draw(t, "over a base") == 0 {
+				d.createOver(v, size.Draw(t, "size"), size.Draw(t, "base"))
 			} else {
 				d.createVolume(v, size.Draw(t, "size"))
 			}
 		}
+		fill := func(t *rapid.T) { d.fillBase(volume.Draw(t, "volume"), rapid.IntRange(-1, 4).Draw(t, "steps")) }
 		t.Repeat(map[string]func(*rapid.T){
 			"write": write, "write more": write, "write much": write,
 			"create": func(t *rapid.T) { d.createVolume(volume.Draw(t, "volume"), size.Draw(t, "size")) },
+			"fill":   fill,
 			"flush":  func(t *rapid.T) { d.flush(volume.Draw(t, "volume")) },
 			"snapshot": func(t *rapid.T) {
 				d.snapshot(snap.Draw(t, "snapshot"), volume.Draw(t, "volume"))

@@ -44,11 +44,11 @@ type view interface {
 	// look fills out with the entries from lba on; a *blockmap.Miss if that must wait.
 	look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error
 	// run is blockmap.Root.Run.
-	run(pins *blockmap.Pins, lba, limit uint64) (blocks uint64, mapped bool, err error)
+	run(ctx context.Context, pins *blockmap.Pins, lba, limit uint64) (blocks uint64, mapped bool, err error)
 	// placed is blockmap.Root.PlacedRun.
 	placed(pins *blockmap.Pins, lba, limit uint64) (uint64, error)
-	// file is where blocks lie that are in place, or why they cannot be read.
-	file() (*place, error)
+	// below is where blocks are that are in place, or why they cannot be read.
+	below() (*origin, error)
 	// differs is blockmap.Diff of since to what is seen.
 	differs(pins *blockmap.Pins, since blockmap.Root, lba, limit uint64) (blocks uint64, differs bool, err error)
 }
@@ -59,7 +59,7 @@ func (v *volume) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) err
 	return v.tree.View().Lookup(pins, lba, out)
 }
 
-func (v *volume) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
+func (v *volume) run(_ context.Context, pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.tree.View().Run(pins, lba, limit)
@@ -74,15 +74,18 @@ func (v *volume) differs(pins *blockmap.Pins, since blockmap.Root, lba, limit ui
 // frozen is a state that never changes.
 type frozen struct{ root *lasting }
 
-func (v *volume) file() (*place, error) { return v.base, nil }
+// errNowhere is why a block cannot be read that is in place where there is none.
+var errNowhere = fmt.Errorf("%w: its map says that it is in place, and there is none", block.ErrDamaged)
 
-func (f frozen) file() (*place, error) { return nil, nil }
+func (v *volume) below() (*origin, error) { return nil, errNowhere }
+
+func (f frozen) below() (*origin, error) { return nil, errNowhere }
 
 func (f frozen) look(pins *blockmap.Pins, lba uint64, out []blockmap.Entry) error {
 	return f.root.now().Lookup(pins, lba, out)
 }
 
-func (f frozen) run(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
+func (f frozen) run(_ context.Context, pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
 	return f.root.now().Run(pins, lba, limit)
 }
 
@@ -101,7 +104,7 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // read fills b with the content of v from off on. If wait is false it
 // returns vfs.ErrWouldBlock rather than wait for the disk.
-func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
+func (p *Pool) read(ctx context.Context, v view, b []byte, off int64, wait bool) error {
 	if len(b) == 0 {
 		return nil
 	}
@@ -127,9 +130,10 @@ func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
 		return damaged(err)
 	}
 	r := reading{scratch: s, view: v, lba: lba, entries: found, to: b, skip: int(off % block.Size), wait: wait}
-	err = p.fill(&r)
-	for errors.Is(err, block.ErrDamaged) && wait || err == nil && r.fromFile {
-		// What was looked up may have been replaced, and its place given back, before it was read; or kept, and overwritten in the file.
+	err = p.fill(ctx, &r)
+	for errors.Is(err, block.ErrDamaged) && wait || r.rest && (err == nil || wait) {
+		// What was looked up may have been replaced, and its place given back, before it was read; or kept, and overwritten in the file, or
+		// not needed from a base any more.
 		before := slices.Clone(found)
 		e := look()
 		if wait {
@@ -143,7 +147,7 @@ func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
 		case slices.Equal(before, found):
 			return err
 		}
-		err = p.fill(&r)
+		err = p.fill(ctx, &r)
 	}
 	return err
 }
@@ -151,20 +155,20 @@ func (p *Pool) read(v view, b []byte, off int64, wait bool) error {
 // reading is a read whose blocks have been looked up.
 type reading struct {
 	*scratch
-	view     view
-	lba      uint64
-	entries  []blockmap.Entry
-	to       []byte
-	skip     int // bytes of the first block
-	wait     bool
-	fromFile bool // some of it was read from a file
+	view    view
+	lba     uint64
+	entries []blockmap.Entry
+	to      []byte
+	skip    int // bytes of the first block
+	wait    bool
+	rest    bool // some of it is not in the log
 }
 
 // fill reads the blocks that entries refer to into b, leaving out the first skip
 // bytes and what does not fit, and verifies them.
-func (p *Pool) fill(r *reading) error {
+func (p *Pool) fill(ctx context.Context, r *reading) error {
 	s, entries, b, skip, wait := r.scratch, r.entries, r.to, r.skip, r.wait
-	r.fromFile = false
+	r.rest = false
 	// whole tells whether all of block i is asked for; to is where n blocks from i on go: b, or an edge.
 	whole := func(i int) bool {
 		at := i*block.Size - skip
@@ -188,10 +192,10 @@ func (p *Pool) fill(r *reading) error {
 		case e.Lost():
 			return asked(i, lostBlock(e))
 		case inFile(e):
-			r.fromFile = true
-			pl, err := r.view.file()
+			r.rest = true
+			from, err := r.view.below()
 			if err == nil {
-				err = pl.read(to(i, n), int64(r.lba+uint64(i))*block.Size, wait)
+				err = from.rest.readRest(ctx, to(i, n), int64(r.lba+uint64(i))*block.Size, wait)
 			}
 			if err != nil {
 				return asked(i, err)
@@ -277,7 +281,9 @@ func (p *Pool) runs(ctx context.Context, off, length int64, limit int, step func
 
 // extents describes [off, off+length) of v in at most limit runs.
 func (p *Pool) extents(ctx context.Context, v view, off, length int64, limit int) ([]block.Extent, error) {
-	found, err := p.runs(ctx, off, length, limit, v.run)
+	found, err := p.runs(ctx, off, length, limit, func(pins *blockmap.Pins, lba, limit uint64) (uint64, bool, error) {
+		return v.run(ctx, pins, lba, limit)
+	})
 	if err != nil {
 		return nil, err
 	}

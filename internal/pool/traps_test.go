@@ -150,7 +150,7 @@ func TestRotInFlushedPayloadLosesThatBlockOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := d.content(dev, v.MappedBytes).digest(), d.present().volumes["a"].digest(); got != want {
+	if got, want := d.volumeContent(p, dev, v).digest(), d.present().volumes["a"].digest(); got != want {
 		t.Errorf("a, written later, holds %s, want %s", got, want)
 	}
 }

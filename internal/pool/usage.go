@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -16,6 +17,7 @@ import (
 type question struct {
 	state uint64
 	own   bool // those newer than its parent; otherwise those that no other visible state has
+	held  bool // all that the pool has of it
 }
 
 // content is what a state maps: for ever the same but for a head, whose version counts its changes.
@@ -64,7 +66,8 @@ func (p *Pool) keepAnswer(q question, known answer) {
 type subject struct {
 	answer
 	mapped uint64          // blocks of the state
-	kept   bool            // the last of them is what is kept of an inplace volume
+	kept   bool            // the last of them is what is kept of its origin
+	based  bool            // on a base outside of the pool
 	roots  []blockmap.Root // as in of, if they were frozen
 }
 
@@ -98,9 +101,14 @@ func (p *Pool) subjectOf(s *catalogue.State, own, freeze bool) subject {
 	for _, o := range others {
 		add(o)
 	}
-	if pl := p.basedOn(p.cat, s); pl != nil { // what is in place takes no room in the pool, but what was kept of it does
+	if o := p.basedOn(p.cat, s); o != nil { // what is in place takes no room in the pool, but what was kept of it does
 		out.kept = true
-		add(p.cat.Head(p.cat.Volume(pl.kept.number)))
+		add(p.cat.Head(p.cat.Volume(o.kept.number)))
+		if b, ok := o.rest.(*base); ok {
+			if out.based = true; b.whole() { // then a version that a state has is kept for as long as it has it
+				out.of[len(out.of)-1].version = math.MaxUint64
+			}
+		}
 	}
 	return out
 }
@@ -143,7 +151,7 @@ func (p *Pool) count(ctx context.Context, find func() (*catalogue.State, error),
 		p.mu.RUnlock()
 		return 0, 0, err
 	}
-	q := question{s.ID, own}
+	q := question{state: s.ID, own: own}
 	about := p.subjectOf(s, own, false)
 	p.mu.RUnlock()
 	if about.since == 0 && len(about.of) == 1 {
@@ -175,7 +183,15 @@ func (p *Pool) count(ctx context.Context, find func() (*catalogue.State, error),
 		others = others[:len(others)-1]
 	}
 	about.blocks, err = p.store.Exclusive(ctx, about.roots[0], about.since, others)
-	if err == nil && about.kept {
+	switch {
+	case err != nil || !about.kept:
+	case about.based:
+		if about.since == 0 { // all versions are of the epoch in which the first volume over the base began: what descends from it shares them
+			var kept uint64
+			kept, err = p.store.ExclusiveKept(ctx, about.roots[0], about.roots[len(about.roots)-1], others)
+			about.blocks += kept
+		}
+	default:
 		var kept uint64
 		kept, err = p.exclusiveKept(ctx, about.roots[0], about.since, others, about.roots[len(about.roots)-1])
 		about.blocks += kept
@@ -185,6 +201,53 @@ func (p *Pool) count(ctx context.Context, find func() (*catalogue.State, error),
 	}
 	p.keepAnswer(q, about.answer)
 	return about.blocks, about.mapped, nil
+}
+
+// held counts what the pool has of the state that find returns, in blocks, if that is based on a base of which not all may be there.
+func (p *Pool) held(ctx context.Context, find func() (*catalogue.State, error)) (blocks uint64, based bool, err error) {
+	about := subject{}
+	var q question
+	look := func(freeze bool) error {
+		s, err := find()
+		if err != nil {
+			return err
+		}
+		q = question{state: s.ID, held: true}
+		about = p.subjectOf(s, true, freeze)
+		about.since = 0
+		return nil
+	}
+	p.mu.RLock()
+	err = look(false)
+	p.mu.RUnlock()
+	if err != nil || !about.based {
+		return 0, false, err
+	}
+	if blocks, ok := p.answers.find(q, about.since, about.of); ok {
+		return blocks, true, nil
+	}
+	release, err := p.pin(func() (walked []ownedRoot, err error) {
+		err = look(true)
+		for i, c := range about.of {
+			walked = append(walked, ownedRoot{state: c.state, root: about.roots[i]}) // all of it
+		}
+		return walked, err
+	})
+	if err != nil {
+		return 0, true, err
+	}
+	defer release()
+	about.blocks, err = p.store.Exclusive(ctx, about.roots[0], 0, nil)
+	if err == nil {
+		var kept uint64
+		kept, err = p.store.ExclusiveKept(ctx, about.roots[0], about.roots[1], nil)
+		about.blocks += kept
+	}
+	if err != nil {
+		return 0, true, fmt.Errorf("measure what it holds: %w", damaged(err))
+	}
+	p.keepAnswer(q, about.answer)
+	return about.blocks, true, nil
 }
 
 // VolumeUsage tells what a volume's head holds. It walks what differs from its
@@ -221,6 +284,11 @@ func (p *Pool) usage(ctx context.Context, find func() (*catalogue.State, error))
 	exclusive, mapped, err := p.count(ctx, find, false)
 	if err != nil {
 		return Usage{}, err
+	}
+	if held, based, err := p.held(ctx, find); err != nil {
+		return Usage{}, err
+	} else if based {
+		mapped = max(held, exclusive)
 	}
 	u := Usage{Mapped: int64(mapped) * block.Size, Exclusive: int64(exclusive) * block.Size}
 	u.Shared = u.Mapped - u.Exclusive

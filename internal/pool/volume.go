@@ -39,8 +39,9 @@ type volume struct {
 	gate   sync.RWMutex
 	mirror atomic.Pointer[mirror] // nil: none
 
-	place *place // of an inplace volume
-	base  *place // in whose file blocks of it may lie: its own, or that of what it was cloned from; nil: none
+	place  *place  // of an inplace volume
+	origin *origin // of blocks of which its map has versions: its own, or that of what it was cloned from; nil: it has none
+	basis  *base   // of an internal volume that is filled from a base
 
 	devices map[*Device]struct{} // open ones; guarded by Pool.mu
 	scratch []blockmap.Entry     // of apply
@@ -53,7 +54,7 @@ func (p *Pool) newVolume(v *catalogue.Volume, head *catalogue.State, root blockm
 	}
 	w.label.Store(&v.Name)
 	w.size.Store(head.SizeBytes)
-	w.base = p.placeOf(v.Number)
+	w.origin = p.originOf(v.Number)
 	return w
 }
 
@@ -72,6 +73,9 @@ func (v *volume) applyLocked(pins *blockmap.Pins, e *seglog.Entry) error {
 		v.pool.checkpointer.dirty.Add(v.tree.TakeDirty())
 		v.pool.reclaimer.live.Add(v.tree.TakeLive() * block.Size)
 		v.pool.reclaimer.unsure.Add(v.tree.TakeUnsure() * block.Size)
+		if b := v.baseBelow(); b != nil {
+			b.lost(v.tree.TakeUnversioned())
+		}
 	}()
 	if e.LBA >= blockmap.MaxBlocks || e.Count > blockmap.MaxBlocks-e.LBA {
 		return fmt.Errorf("%w: %d blocks at %d of a volume", ErrDamagedLog, e.Count, e.LBA)

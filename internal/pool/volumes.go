@@ -55,17 +55,31 @@ func checkLabels(labels map[string]string) error {
 	return nil
 }
 
-// CreateVolume creates an empty volume.
+// CreateVolume creates a volume that is empty, or holds what its base does.
 func (p *Pool) CreateVolume(_ context.Context, spec VolumeSpec) (VolumeInfo, error) {
+	if b := spec.Base; b != nil {
+		if spec.SizeBytes == 0 {
+			spec.SizeBytes = b.SizeBytes
+		}
+		if err := b.check(spec.SizeBytes); err != nil {
+			return VolumeInfo{}, fmt.Errorf("create volume %q: %w", spec.Name, err)
+		}
+	}
 	if err := checkSize(spec.SizeBytes); err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume: %w", err)
 	}
-	info, _, err := p.createVolume(spec, func(*catalogue.Catalogue, *catalogue.CreateVolume) error { return nil })
+	info, _, err := p.createVolume(spec, func(_ *catalogue.Catalogue, op *catalogue.CreateVolume) error {
+		if b := spec.Base; b != nil {
+			op.Base = op.Number + 1
+			op.Filling = &catalogue.NewFilling{Ref: b.Ref, SizeBytes: b.SizeBytes, HeadID: op.HeadID + 1}
+		}
+		return nil
+	})
 	return info, err
 }
 
 // CloneVolume creates a writable volume that starts as the snapshot's content and
-// size; the size in spec is not used.
+// size; the size and the base in spec are not used.
 func (p *Pool) CloneVolume(_ context.Context, from SnapshotRef, spec VolumeSpec) (VolumeInfo, Timing, error) {
 	return p.createVolume(spec, func(c *catalogue.Catalogue, op *catalogue.CreateVolume) error {
 		v, s, err := findSnapshot(c, from)
@@ -170,8 +184,11 @@ func (p *Pool) LabelVolume(_ context.Context, name string, labels map[string]str
 
 // ResizeVolume grows a volume, or with shrink also shrinks it: what lies beyond the
 // new end is then lost to the head, while every snapshot keeps its own size and content.
-func (p *Pool) ResizeVolume(_ context.Context, name string, sizeBytes int64, shrink bool) error {
+func (p *Pool) ResizeVolume(ctx context.Context, name string, sizeBytes int64, shrink bool) error {
 	err := checkSize(sizeBytes)
+	if err == nil && shrink {
+		err = p.bringEnd(ctx, name, sizeBytes)
+	}
 	if err == nil {
 		_, err = p.changeSize(name, func(c *catalogue.Catalogue) (proposal, error) {
 			v, err := findLive(c, name)
@@ -217,6 +234,11 @@ func (p *Pool) cutOff(pr *proposal, v *volume, size, old int64) error {
 		var e [1]blockmap.Entry
 		if err := v.lookup(pr.pins, lba, e[:]); err != nil {
 			return damaged(err)
+		}
+		if base := v.baseBelow(); base != nil { // which nobody waits for here
+			if lacks, err := base.lacks(pr.pins, lba, e[0]); err != nil || lacks {
+				return errors.Join(err, fmt.Errorf("%w: it was changed meanwhile; try again", ErrInUse))
+			}
 		}
 		if e[0].Mapped() {
 			b := make([]byte, block.Size)

@@ -76,6 +76,7 @@ var zeroCRC = seglog.Checksum(zeroBlock)
 
 // submit performs ops in order, as few batches as they fit into, and sets their errors.
 func (v *volume) submit(ctx context.Context, ops []*block.Op) {
+	failed := v.bringEdges(ctx, ops)
 	err := v.pool.checkpointer.throttle(ctx, v.pool)
 	var admitted int64
 	if err == nil {
@@ -99,6 +100,9 @@ func (v *volume) submit(ctx context.Context, ops []*block.Op) {
 	b.begin()
 	defer func() { b.write.release() }()
 	for _, op := range ops {
+		if op.Err = failed[op]; op.Err != nil {
+			continue
+		}
 		if op.Err = block.CheckRange(op.Offset, op.Length, size); op.Err != nil {
 			op.Err = fmt.Errorf("write %d bytes at %d of volume %q, which has %d: %w", op.Length, op.Offset, v.name(), size, op.Err)
 			continue
@@ -331,7 +335,7 @@ func (v *volume) payload(w *write, ch *change, pins *blockmap.Pins, op *block.Op
 // whether the block has been replaced since, and its place given back.
 func (v *volume) readCurrent(was *blockmap.Entry, pins *blockmap.Pins, lba uint64, b []byte) error {
 	if inFile(*was) {
-		return v.base.readVersion(pins, lba, *was, b)
+		return v.origin.readVersion(pins, lba, *was, b)
 	}
 	for {
 		err := v.pool.readBlock(*was, b)

@@ -199,6 +199,8 @@ type Tree struct {
 	live  int64
 	// unsure blocks were cleared of which some may be shared with older states.
 	unsure int64
+	// unversioned blocks had a version and have none any more; or may have had one, of those that were cleared.
+	unversioned int64
 }
 
 // NewTree returns a tree that starts as root and descends from the state of epoch since.
@@ -231,6 +233,13 @@ func (t *Tree) SetSince(epoch uint64) { t.since = epoch }
 func (t *Tree) TakeUnsure() int64 {
 	n := t.unsure
 	t.unsure = 0
+	return n
+}
+
+// TakeUnversioned returns how many blocks have lost a version since the last call: at most so many.
+func (t *Tree) TakeUnversioned() int64 {
+	n := t.unversioned
+	t.unversioned = 0
 	return n
 }
 
@@ -343,6 +352,7 @@ func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {
 		for k := range count {
 			old, now := leaf.entry(i+k), entries[k]
 			added += count1(now.Mapped()) - count1(old.Mapped())
+			t.unversioned += count1(old.versioned() && !now.versioned())
 			t.live += count1(now.takesRoom()) - count1(old.takesRoom() && old.Epoch > t.since)
 			leaf.setEntry(i+k, now)
 		}
@@ -359,6 +369,9 @@ func (t *Tree) Set(pins *Pins, lba uint64, entries []Entry) error {
 
 // takesRoom tells whether an entry's block takes room in the log, or did when it was lost.
 func (e Entry) takesRoom() bool { return e.Mapped() && e.Addr&versionBit == 0 }
+
+// versioned tells whether an entry has a version instead of an address.
+func (e Entry) versioned() bool { return e.Addr&versionBit != 0 }
 
 func count1(is bool) int64 {
 	if is {
@@ -384,13 +397,16 @@ func (t *Tree) cleared(pins *Pins, c *child, level int, first, lo, hi uint64, ke
 		return *c, nil
 	}
 	if lo <= first && first+span(level) <= hi {
+		t.unversioned += int64(c.mappedBlocks())
 		if keep {
 			if c.newest() > t.since { // some of it may be shared; counting would mean reading all of it
 				t.unsure += int64(c.mappedBlocks())
 			}
 			return child{tomb: true, epoch: t.owner}, nil
 		}
-		t.live -= int64(c.mappedBlocks())
+		if !c.placed {
+			t.live -= int64(c.mappedBlocks())
+		}
 		return child{}, nil
 	}
 	n, err := t.own(pins, c, level, first)
@@ -440,6 +456,7 @@ func (t *Tree) clearLeaf(n *node, first, lo, hi uint64, keep bool) {
 			if e.takesRoom() && e.Epoch > t.since {
 				t.live--
 			}
+			t.unversioned += count1(e.versioned())
 		}
 		switch {
 		case !n.slots.has(i):

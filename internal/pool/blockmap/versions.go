@@ -8,25 +8,33 @@ import (
 // EachVersion visits the versions that the nodes of a root name which are newer than epoch since, in runs: the blocks from
 // lba on have the versions from v on. Also those of blocks that are not newer themselves. It reads past the cache.
 func (s *Store) EachVersion(ctx context.Context, r Root, since uint64, visit func(lba uint64, v Version, blocks uint64) error) error {
-	w := versionWalk{store: s, since: since, visit: visit}
+	return s.EachVersionOf(ctx, r, since, 0, MaxBlocks, visit)
+}
+
+// EachVersionOf is EachVersion for the nodes that have any of the blocks from lo up to hi.
+func (s *Store) EachVersionOf(ctx context.Context, r Root, since, lo, hi uint64, visit func(lba uint64, v Version, blocks uint64) error) error {
+	w := versionWalk{store: s, since: since, lo: lo, hi: hi, visit: visit}
 	return w.walk(ctx, &r.c, rootLevel, 0)
 }
 
 // EachReadableVersion is EachVersion of all nodes, but that it passes over those that cannot be read.
 func (s *Store) EachReadableVersion(ctx context.Context, r Root, visit func(lba uint64, v Version, blocks uint64) error) error {
-	w := versionWalk{store: s, visit: visit, passOver: true}
+	w := versionWalk{store: s, hi: MaxBlocks, visit: visit, passOver: true}
 	return w.walk(ctx, &r.c, rootLevel, 0)
 }
 
 type versionWalk struct {
 	store    *Store
 	since    uint64
+	lo, hi   uint64
 	visit    func(lba uint64, v Version, blocks uint64) error
 	passOver bool // what is damaged
 }
 
 func (w *versionWalk) walk(ctx context.Context, c *child, level int, first uint64) error {
 	switch {
+	case first >= w.hi || first+span(level) <= w.lo:
+		return nil
 	case c.placed:
 		return w.visit(first, Version(first), span(level))
 	case c.empty() || c.tomb || c.lost || c.newest() <= w.since:

@@ -88,12 +88,15 @@ type Volume struct {
 	Incomplete bool
 	Head       uint64 // a state's ID
 	Place      *Place // of an inplace volume
-	Base       uint64 // the number of the inplace volume in whose file its blocks may lie: itself, or what it was cloned from; 0: none
-	KeptOf     uint64 // the number of the inplace volume that this one keeps versions of, which nobody sees
-	ContentOf  uint64 // the state whose content this one has or is to get, which nobody sees
-	Deleted    bool   // and there for its copies alone
-	Mirror     *Mirroring
-	RegionsOf  uint64 // the number of the volume whose mirror this one has the regions of
+	// Base is the number of the volume that has blocks of it by version: the inplace volume in whose file they may lie, itself or what it
+	// was cloned from; or the internal volume that is filled from a base. 0: none.
+	Base      uint64
+	KeptOf    uint64 // the number of the inplace volume that this one keeps versions of, which nobody sees
+	ContentOf uint64 // the state whose content this one has or is to get, which nobody sees
+	Deleted   bool   // and there for its copies alone
+	Mirror    *Mirroring
+	RegionsOf uint64   // the number of the volume whose mirror this one has the regions of
+	Filling   *Filling // of an internal volume that is filled from a base, which nobody sees
 }
 
 // Place is the file of an inplace volume. Places in a Catalogue are never changed, but replaced.

@@ -37,6 +37,13 @@ type volumeImage struct {
 	Deleted    bool              `cbor:"13,keyasint,omitempty"`
 	Mirror     *mirrorImage      `cbor:"20,keyasint,omitempty"`
 	RegionsOf  uint64            `cbor:"21,keyasint,omitempty"`
+	Filling    *fillingImage     `cbor:"22,keyasint,omitempty"`
+}
+
+type fillingImage struct {
+	Ref       []byte `cbor:"1,keyasint"`
+	SizeBytes int64  `cbor:"2,keyasint"`
+	DoneBytes int64  `cbor:"3,keyasint,omitempty"`
 }
 
 type placeImage struct {
@@ -119,6 +126,10 @@ func (c *View) Encode(heads map[uint64]blockmap.Root) ([]byte, error) {
 			m := mirrorImage(*v.Mirror)
 			vi.Mirror = &m
 		}
+		if v.Filling != nil {
+			f := fillingImage(*v.Filling)
+			vi.Filling = &f
+		}
 		im.Volumes = append(im.Volumes, vi)
 	}
 	for _, s := range c.States() {
@@ -187,6 +198,10 @@ func Decode(p []byte) (*Catalogue, error) {
 			m := Mirroring(*v.Mirror)
 			c.volumes[v.Number].Mirror = &m
 		}
+		if v.Filling != nil {
+			f := Filling(*v.Filling)
+			c.volumes[v.Number].Filling = &f
+		}
 		c.byName[v.Name] = v.Number
 	}
 	var before uint64
@@ -235,6 +250,9 @@ func (c *Catalogue) Verify() error {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
 		if err := c.verifyMirror(v); err != nil {
+			return fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+		if err := c.verifyBase(v); err != nil {
 			return fmt.Errorf("volume %q: %w", v.Name, err)
 		}
 		if err := c.verifyOfCopies(v); err != nil {

@@ -3,7 +3,9 @@ package catalogue
 import "slices"
 
 // Internal tells whether the volume is a part of another one, which nobody sees.
-func (v *Volume) Internal() bool { return v.KeptOf != 0 || v.ContentOf != 0 || v.RegionsOf != 0 }
+func (v *Volume) Internal() bool {
+	return v.KeptOf != 0 || v.ContentOf != 0 || v.RegionsOf != 0 || v.Filling != nil
+}
 
 // namesInternal tells whether an operation is on what goes with another volume or a copy, and with nothing else.
 func (c *Catalogue) namesInternal(op *Op) bool {

@@ -41,6 +41,7 @@ type Op struct {
 	DetachMirror    *DetachMirror    `cbor:"22,keyasint,omitempty"`
 	SplitMirror     *SplitMirror     `cbor:"23,keyasint,omitempty"`
 	JoinMirror      *JoinMirror      `cbor:"24,keyasint,omitempty"`
+	FillProgress    *FillProgress    `cbor:"25,keyasint,omitempty"`
 }
 
 // CreateVolume makes an empty volume, or, with From, a clone of that state.
@@ -56,7 +57,8 @@ type CreateVolume struct {
 	Origin     string            `cbor:"9,keyasint,omitempty"`
 	Incomplete bool              `cbor:"10,keyasint,omitempty"`
 	Place      *NewPlace         `cbor:"11,keyasint,omitempty"` // of an inplace volume
-	Base       uint64            `cbor:"12,keyasint,omitempty"` // the inplace volume in whose file blocks may lie
+	Base       uint64            `cbor:"12,keyasint,omitempty"` // as in Volume
+	Filling    *NewFilling       `cbor:"13,keyasint,omitempty"` // of a volume over a base
 }
 
 // NewPlace is the file of a new inplace volume, and the internal volume that comes with it.
@@ -269,6 +271,8 @@ func (c *Catalogue) Apply(op *Op) error {
 		return c.splitMirror(op.SplitMirror)
 	case op.JoinMirror != nil:
 		return c.joinMirror(op.JoinMirror)
+	case op.FillProgress != nil:
+		return c.fillProgress(op.FillProgress)
 	}
 	return fmt.Errorf("catalogue operation of an unknown kind")
 }
@@ -307,6 +311,9 @@ func (c *Catalogue) createVolume(o *CreateVolume) error {
 	if err := checkSize(o.SizeBytes); err != nil {
 		return fmt.Errorf("create volume %q: %w", o.Name, err)
 	}
+	if o.Place == nil && o.Filling == nil && !c.isBased(o.Base) {
+		return fmt.Errorf("create volume %q: no volume %d from which it could read blocks", o.Name, o.Base)
+	}
 	parent := uint64(0)
 	if o.From != 0 {
 		parent = c.tip(o.From)
@@ -322,7 +329,10 @@ func (c *Catalogue) createVolume(o *CreateVolume) error {
 		ID: o.HeadID, Kind: Head, Volume: o.Number, Parent: parent, Epoch: c.LastEpoch,
 		SizeBytes: o.SizeBytes, CreatedAt: unix(o.CreatedAt),
 	})
-	if o.Place != nil {
+	switch {
+	case o.Filling != nil:
+		return c.createFilling(o)
+	case o.Place != nil:
 		return c.createPlace(o)
 	}
 	return nil
@@ -419,7 +429,7 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 	if v.Mirror != nil {
 		return fmt.Errorf("delete volume %q: it is mirrored", v.Name)
 	}
-	parent := c.states[v.Head].Parent
+	parent, base := c.states[v.Head].Parent, v.Base
 	copies := c.SnapshotCount(v) > 0
 	if !copies {
 		c.remove(v.Head)
@@ -442,10 +452,10 @@ func (c *Catalogue) deleteVolume(number uint64) error {
 			return err
 		}
 	}
-	if copies {
-		return nil
+	if !copies {
+		c.forgetVolume(v)
 	}
-	c.forgetVolume(v)
+	c.releaseBase(base)
 	return nil
 }
 
