@@ -137,15 +137,20 @@ func (p *Pool) filledFrom(v *catalogue.Volume) *FilledFrom {
 // whole tells whether the base is needed no more.
 func (b *base) whole() bool { return b.done.Load() == b.size }
 
-// close lets go of the base. Who reads it just now fails.
-func (b *base) close() {
+// close lets go of the base, and returns what is to be broken off, or nil. Who reads it just now fails.
+func (b *base) close() (open *openBase) {
 	b.end()
 	b.mu.Lock()
-	open := b.open
+	defer b.mu.Unlock()
+	open = b.open
 	b.open, b.failed = nil, nil
-	b.mu.Unlock()
-	if open != nil {
-		b.pool.closingBases.Go(func() { b.breakOff(open) }) // it may take its time
+	return open
+}
+
+// closeLater is close for somebody who holds a lock: it may take its time.
+func (b *base) closeLater() {
+	if open := b.close(); open != nil {
+		b.pool.closingBases.Go(func() { b.breakOff(open) })
 	}
 }
 
@@ -271,6 +276,9 @@ func (b *base) use(ctx context.Context, do func(context.Context, block.Device) e
 
 // acquire returns a device of the base, which letGo releases.
 func (b *base) acquire(ctx context.Context) (*openBase, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if open := b.opened(); open != nil {
 		return open, nil
 	}
@@ -356,6 +364,9 @@ func (b *base) drop(open *openBase) {
 
 // breakOff has a device closed as soon as nobody reads it.
 func (b *base) breakOff(open *openBase) {
+	if open == nil {
+		return
+	}
 	b.mu.Lock()
 	idle := open.users == 0 && !open.broken
 	open.broken = true

@@ -70,7 +70,7 @@ func (p *Pool) gone(number uint64) bool {
 type filler struct {
 	*base
 	progress func(done, total int64) error
-	unsaved  int64 // bytes filled since the last record
+	unsaved  int64 // bytes done since the last record, but for holes
 	clients  int64 // what clients had written before the last step
 	owed     time.Duration
 	buf      []byte
@@ -108,7 +108,7 @@ func (f *filler) all(ctx context.Context) error {
 	if err := f.record(f.size); err != nil {
 		return err
 	}
-	f.close()
+	f.breakOff(f.close())
 	return nil
 }
 
@@ -163,6 +163,7 @@ func (f *filler) step(ctx context.Context, off, end int64) error {
 		return fmt.Errorf("pool: %w", block.ErrClosed)
 	}
 	err := f.region(ctx, uint64(off/block.Size), int(blocksIn(end)-uint64(off/block.Size)))
+	f.unsaved += end - off
 	if err == nil && f.unsaved >= fillRecorded && f.first == nil {
 		err = f.recordNow(min(int64(blocksIn(end))*block.Size, f.size))
 	}
@@ -213,7 +214,6 @@ func (f *filler) region(ctx context.Context, lba uint64, n int) error {
 	if len(blocks) == 0 {
 		return nil
 	}
-	f.unsaved += int64(len(blocks)) * block.Size
 	return f.keep(ctx, pins, len(blocks), func(i int) (uint64, []byte) { return lba + uint64(blocks[i]), f.block(blocks[i]) })
 }
 
@@ -243,34 +243,40 @@ func (f *filler) read(ctx context.Context, lba uint64, from, to int) error {
 
 // wanted finds which of n blocks from lba on any state has in the version that the base has. What no state has, none will have.
 func (f *filler) wanted(pins *blockmap.Pins, lba uint64, n int) {
-	found := f.found[:n]
 	for range quietLooks {
-		clear(found)
 		f.users()
-		left := n
-		note := func(err error) {
-			for i, e := range f.its[:n] {
-				v, ok := version(e)
-				if has := err != nil || ok && v == lba+uint64(i) || e.Lost(); has && !found[i] { // what cannot be told may be so
-					found[i] = true
-					left--
-				}
-			}
-		}
-		for i := 0; i < len(f.heads) && left > 0; i++ {
-			note(f.heads[i].lookup(pins, lba, f.its[:n]))
-		}
-		for i := 0; i < len(f.roots) && left > 0; i++ {
-			note(waitFor(pins, func() error { return f.roots[i].Lookup(pins, lba, f.its[:n]) }))
-			pins.ForgetBeyond(pinnedNodes)
-		}
-		if left == 0 || f.pool.changed() == f.asOf {
+		if f.look(pins, lba, n) {
 			return
 		}
 	}
-	for i := range found {
-		found[i] = true
+	for i := range n {
+		f.found[i] = true
 	}
+}
+
+// look finds which of n blocks from lba on the users have in the version that the base has. It may be wrong of those that none has, and
+// returns false, if the catalogue has changed since the users were found: a snapshot that is not among them may have what a head has lost since.
+func (f *filler) look(pins *blockmap.Pins, lba uint64, n int) bool {
+	clear(f.found[:n])
+	left := n
+	note := func(err error) {
+		for i, e := range f.its[:n] {
+			v, ok := version(e)
+			has := err != nil || e.Lost() || ok && v == lba+uint64(i) // what cannot be told may be so
+			if has && !f.found[i] {
+				f.found[i] = true
+				left--
+			}
+		}
+	}
+	for i := 0; i < len(f.heads) && left > 0; i++ {
+		note(f.heads[i].lookup(pins, lba, f.its[:n]))
+	}
+	for i := 0; i < len(f.roots) && left > 0; i++ {
+		note(waitFor(pins, func() error { return f.roots[i].Lookup(pins, lba, f.its[:n]) }))
+		pins.ForgetBeyond(pinnedNodes)
+	}
+	return left == 0 || f.pool.changed() == f.asOf
 }
 
 // users finds the heads and the maps of the snapshots over the base, where that may be others than before.
@@ -392,7 +398,7 @@ func (v *volume) bringEdges(ctx context.Context, ops []*block.Op) map[*block.Op]
 		}
 		for _, part := range pieces(op, size) {
 			for _, edge := range []int64{part.lo, part.hi} {
-				if !part.data || edge%block.Size == 0 {
+				if !part.data || edge%block.Size == 0 || failed[op] != nil {
 					continue
 				}
 				if err := b.bring(ctx, v, uint64(edge/block.Size)); err != nil {

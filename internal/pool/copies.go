@@ -248,7 +248,7 @@ func (p *Pool) forgetVolume(v *volume) {
 		v.place.close()
 	}
 	if v.basis != nil {
-		v.basis.close()
+		v.basis.closeLater()
 	}
 }
 

@@ -234,3 +234,35 @@ func (p *Pool) LeaveVersions(volume string, n uint64) {
 	defer p.mu.RUnlock()
 	p.volumes[p.cat.VolumeByName(volume).Number].place.next.Store(uint64(catalogue.KeptBlocks) - catalogue.FirstVersion - n)
 }
+
+// baseNamed is the base that a volume is filled from, or was.
+func (p *Pool) baseNamed(volume string) *base {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.volumes[p.cat.VolumeByName(volume).Number].baseBelow()
+}
+
+// FilledBlocks counts the blocks that are kept of a volume's base.
+func (p *Pool) FilledBlocks(volume string) uint64 {
+	kept := p.baseNamed(volume).kept
+	kept.mu.RLock()
+	defer kept.mu.RUnlock()
+	return kept.tree.View().Mapped()
+}
+
+// BeginLook is the first half of Fill's look at what n blocks from lba on are wanted for: what it returns is the rest, which tells which are, and
+// whether that holds.
+func (p *Pool) BeginLook(volume string, lba uint64, n int) (finish func() (wanted []bool, holds bool)) {
+	f := filler{base: p.baseNamed(volume)}
+	f.users()
+	return func() ([]bool, bool) {
+		holds := f.look(p.store.NewPins(), lba, n)
+		return f.found[:n], holds
+	}
+}
+
+// Collect gives back kept versions that no state has.
+func (p *Pool) Collect(ctx context.Context) error { return p.collect(ctx) }
+
+// Deleted tells whether the next cycle collects.
+func (p *Pool) Deleted() bool { return p.reclaimer.deleted.Load() }

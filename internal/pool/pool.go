@@ -363,7 +363,7 @@ func (p *Pool) abandon() {
 			v.place.close()
 		}
 		if v.basis != nil {
-			v.basis.close()
+			v.basis.closeLater()
 		}
 		if m := v.mirror.Load(); m != nil {
 			m.close()
