@@ -31,7 +31,15 @@ type imageVolume struct {
 
 	ContentOf uint64 `cbor:"12,keyasint"`
 	mirrored
-	Deleted bool `cbor:"13,keyasint"`
+	Deleted bool     `cbor:"13,keyasint"`
+	Filling *filling `cbor:"22,keyasint"`
+}
+
+// filling is the base that an internal volume is filled from.
+type filling struct {
+	Ref  []byte `cbor:"1,keyasint"`
+	Size int64  `cbor:"2,keyasint"`
+	Done int64  `cbor:"3,keyasint"`
 }
 
 type imageState struct {
@@ -83,7 +91,12 @@ type operation struct {
 			Kept     uint64 `cbor:"3,keyasint"`
 			KeptHead uint64 `cbor:"4,keyasint"`
 		} `cbor:"11,keyasint"`
-		Base uint64 `cbor:"12,keyasint"`
+		Base    uint64 `cbor:"12,keyasint"`
+		Filling *struct {
+			Ref  []byte `cbor:"1,keyasint"`
+			Size int64  `cbor:"2,keyasint"`
+			Head uint64 `cbor:"3,keyasint"`
+		} `cbor:"13,keyasint"`
 	} `cbor:"1,keyasint"`
 	Set *struct {
 		Number uint64 `cbor:"1,keyasint"`
@@ -155,6 +168,10 @@ type operation struct {
 	CancelCopy *struct {
 		ID uint64 `cbor:"1,keyasint"`
 	} `cbor:"18,keyasint"`
+	FillProgress *struct {
+		Number uint64 `cbor:"1,keyasint"`
+		Done   int64  `cbor:"2,keyasint"`
+	} `cbor:"25,keyasint"`
 }
 
 // state is a state with its map.
@@ -170,6 +187,8 @@ type contents struct {
 	volumes   map[uint64]*imageVolume
 	states    map[uint64]*state
 	replayed  int
+
+	bases map[string][]byte // what bases hold, by their references
 
 	inPlace, kept int // blocks of inplace lineages that were read, and how many of them were kept
 }
@@ -311,6 +330,19 @@ func (c *contents) apply(op *operation) error {
 			c.volumes[p.Kept] = &imageVolume{Number: p.Kept, Name: fmt.Sprintf("(kept of %d)", o.Number), Head: p.KeptHead, KeptOf: o.Number}
 			c.states[p.KeptHead] = &state{imageState{ID: p.KeptHead, Kind: 1, Volume: p.Kept, Epoch: c.lastEpoch, Size: 1 << 55}, blockMap{}}
 		}
+		if f := o.Filling; f != nil {
+			blocks := (f.Size + blockBytes - 1) / blockBytes
+			for lba := range uint64(blocks) {
+				head.blocks[lba] = placed(lba)
+			}
+			c.lastEpoch++
+			c.volumes[o.Base] = &imageVolume{
+				Number: o.Base, Name: fmt.Sprintf("(base of %d)", o.Number), Head: f.Head, Filling: &filling{Ref: f.Ref, Size: f.Size},
+			}
+			c.states[f.Head] = &state{imageState{ID: f.Head, Kind: 1, Volume: o.Base, Epoch: c.lastEpoch, Size: blocks * blockBytes}, blockMap{}}
+		}
+	case op.FillProgress != nil:
+		c.volumes[op.FillProgress.Number].Filling.Done = op.FillProgress.Done
 	case op.Set != nil:
 		c.volumes[op.Set.Number].Name = op.Set.Name
 	case op.Resize != nil:
@@ -411,7 +443,7 @@ func (c *contents) deleteVolume(number uint64) {
 		delete(c.states, c.head(v.Place.Kept).ID)
 		delete(c.volumes, v.Place.Kept)
 	}
-	parent := head.Parent
+	parent, base := head.Parent, v.Base
 	if copies {
 		c.emptyHead(head)
 		v.Place, v.Base, v.Deleted = nil, 0, true
@@ -424,6 +456,15 @@ func (c *contents) deleteVolume(number uint64) {
 	}
 	if !copies {
 		delete(c.volumes, number)
+	}
+	if of := c.volumes[base]; of != nil && of.Filling != nil {
+		for _, o := range c.volumes {
+			if o.Base == base {
+				return
+			}
+		}
+		delete(c.states, of.Head)
+		delete(c.volumes, base)
 	}
 }
 

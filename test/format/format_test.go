@@ -238,7 +238,7 @@ func compare(t *testing.T, c *contents, p *pool.Pool) {
 	}
 	for _, s := range c.states {
 		unseen := s.Kind == 3 || s.Kind == 5 || s.Copying != nil && s.Copying.Technique != 1
-		if v := c.volumes[s.Volume]; !unseen && v.KeptOf == 0 && v.ContentOf == 0 && v.RegionsOf == 0 && !(v.Deleted && s.Kind == 1) {
+		if v := c.volumes[s.Volume]; !unseen && v.KeptOf == 0 && v.ContentOf == 0 && v.RegionsOf == 0 && v.Filling == nil && !(v.Deleted && s.Kind == 1) {
 			read[name(s)] = s
 		}
 		if up := c.states[s.Parent]; s.Parent != 0 && (up == nil || up.Kind == 1 || up.Epoch > s.Epoch || up.Epoch == s.Epoch && s.Kind != 4 && s.Kind != 6 || s.Epoch > c.lastEpoch) {

@@ -3,6 +3,7 @@ package format_test
 import (
 	"fmt"
 	"os"
+	"slices"
 )
 
 // place is where a block lies and what its checksum is; or which version of it, if it is in place.
@@ -152,7 +153,12 @@ func (c *contents) content(s *state) ([]byte, error) {
 	out := make([]byte, (s.Size+blockBytes-1)/blockBytes*blockBytes)
 	var file []byte
 	var kept blockMap
-	if base := c.volumes[c.volumes[s.Volume].Base]; base != nil {
+	base := c.volumes[c.volumes[s.Volume].Base]
+	if base != nil && base.Filling != nil {
+		f := base.Filling
+		kept, file = c.head(base.Number).blocks, slices.Clone(c.bases[string(f.Ref)])
+		clear(file[:f.Done])
+	} else if base != nil {
 		var err error
 		if file, err = os.ReadFile(base.Place.Path); err != nil {
 			return nil, err

@@ -498,6 +498,7 @@ func TestForkStaysWhileSeveralDescendFromIt(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(encoded(f, New()))
 	f.Add(encoded(f, fixture(f)))
+	f.Add(encoded(f, overBase(f)))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		c, err := Decode(p)
 		if err != nil {
@@ -527,8 +528,8 @@ func FuzzDecodeOp(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	for _, inplace := range []bool{false, true} {
-		b, err := putBackOp(inplace).Encode()
+	for _, op := range []*Op{putBackOp(false), putBackOp(true), {FillProgress: &FillProgress{Number: 2, DoneBytes: 8704}}, {DeleteVolume: &DeleteVolume{Number: 3}}} {
+		b, err := op.Encode()
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -539,7 +540,7 @@ func FuzzDecodeOp(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, c := range []*Catalogue{fixture(t), filling(t, false), filling(t, true)} {
+		for _, c := range []*Catalogue{fixture(t), filling(t, false), filling(t, true), overBase(t)} {
 			if c.Apply(op) != nil {
 				continue
 			}
