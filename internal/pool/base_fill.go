@@ -2,9 +2,11 @@ package pool
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"varve/internal/block"
@@ -15,6 +17,8 @@ import (
 const (
 	// fillRecorded is how much is filled between two records of that.
 	fillRecorded = 64 << 20
+	// fillWindow is how many regions of up to 1 MiB are read at once: a base may be far away.
+	fillWindow = 8
 	// quietLooks is how often it is looked what states have, until no record of the catalogue came in between.
 	quietLooks = 3
 	// rootsKept is for how many looks maps are kept.
@@ -51,7 +55,7 @@ func (b *base) fill(ctx context.Context, progress func(done, total int64) error)
 		return fmt.Errorf("%w: that is being done already", ErrInUse)
 	}
 	defer b.filling.Unlock()
-	f := filler{base: b, progress: progress, buf: make([]byte, regionBlocks*block.Size), clients: b.pool.clientBytes.Load()}
+	f := filler{base: b, progress: progress, clients: b.pool.clientBytes.Load()}
 	err := f.all(ctx)
 	if err != nil && b.pool.gone(b.number) {
 		return fmt.Errorf("%w: it was deleted meanwhile", ErrNotFound)
@@ -70,10 +74,11 @@ func (p *Pool) gone(number uint64) bool {
 type filler struct {
 	*base
 	progress func(done, total int64) error
+	window   []*fillRegion // that are filled together
+	spare    []*fillRegion
 	unsaved  int64 // bytes done since the last record, but for holes
 	clients  int64 // what clients had written before the last step
 	owed     time.Duration
-	buf      []byte
 
 	damaged int64 // bytes of the base that cannot be read
 	first   error // the first of that
@@ -83,9 +88,20 @@ type filler struct {
 	asOf   uint64          // change of the catalogue that these are as of
 	looked int             // how often they were looked at
 
-	kept           [regionBlocks]blockmap.Entry
-	missing, found [regionBlocks]bool
-	its            [regionBlocks]blockmap.Entry
+	its [regionBlocks]blockmap.Entry
+}
+
+// fillRegion is what is filled at a time: blocks of the base that hold data, within what a leaf of the map covers.
+type fillRegion struct {
+	lba     uint64
+	n       int
+	kept    [regionBlocks]blockmap.Entry
+	found   [regionBlocks]bool // some state has the block in the version that the base has
+	missing [regionBlocks]bool // and it is not kept
+	buf     []byte
+
+	damaged int64
+	err     error // why it cannot be read; where there is damage, of the first of that
 }
 
 func (f *filler) all(ctx context.Context) error {
@@ -132,47 +148,52 @@ func (f *filler) some(ctx context.Context, at int64) (int64, error) {
 		}
 		for at < end {
 			next := min((at/copyBytes+1)*copyBytes, int64(blocksIn(end))*block.Size, f.size)
-			if err := f.step(ctx, at, next); err != nil {
-				return at, err
-			}
-			if at = next; at < end {
-				err = f.report(at)
-			}
-			if err != nil {
-				return at, err
+			f.add(at, next)
+			at = next
+			if len(f.window) == fillWindow || f.pool.opts.Manual { // who decides the order of everything sees each
+				if err := f.step(ctx, at); err != nil {
+					return at, err
+				}
 			}
 		}
-		if err := f.report(at); err != nil {
-			return at, err
-		}
 	}
-	return at, nil
+	return at, f.step(ctx, at)
 }
 
-func (f *filler) report(done int64) error {
-	if f.progress == nil {
-		return nil
+// add adds what lies from off up to end, within a region, to the window.
+func (f *filler) add(off, end int64) {
+	var r *fillRegion
+	if last := len(f.spare) - 1; last >= 0 {
+		r, f.spare = f.spare[last], f.spare[:last]
+	} else {
+		r = &fillRegion{buf: make([]byte, regionBlocks*block.Size)}
 	}
-	return f.progress(done, f.size)
+	r.lba = uint64(off / block.Size)
+	r.n = int(blocksIn(end) - r.lba)
+	r.damaged, r.err = 0, nil
+	f.window = append(f.window, r)
+	f.unsaved += end - off
 }
 
-// step fills what is missing from off up to end, within a region, and rests where clients write.
-func (f *filler) step(ctx context.Context, off, end int64) error {
-	start, clients := time.Now(), f.pool.clientBytes.Load()
+// step fills what is missing of the window, which ends before at, and rests where clients write.
+func (f *filler) step(ctx context.Context, at int64) error {
 	if !f.pool.begin() {
 		return fmt.Errorf("pool: %w", block.ErrClosed)
 	}
-	err := f.region(ctx, uint64(off/block.Size), int(blocksIn(end)-uint64(off/block.Size)))
-	f.unsaved += end - off
-	if err == nil && f.unsaved >= fillRecorded && f.first == nil {
-		err = f.recordNow(min(int64(blocksIn(end))*block.Size, f.size))
+	clients := f.pool.clientBytes.Load()
+	took, err := f.fillWindow(ctx)
+	if err == nil && f.unsaved >= fillRecorded && f.first == nil && at < f.size {
+		err = f.recordNow(at)
 	}
 	f.pool.end()
+	if err == nil && f.progress != nil {
+		err = f.progress(at, f.size)
+	}
 	if err != nil {
 		return err
 	}
 	if f.pool.clientBytes.Load() != clients || clients != f.clients {
-		f.owed += busyShare * time.Since(start)
+		f.owed += busyShare * took
 	}
 	f.clients = clients
 	if f.owed < shortestPause || f.pool.opts.Manual { // who decides the order of everything has nobody to give way to
@@ -183,97 +204,136 @@ func (f *filler) step(ctx context.Context, off, end int64) error {
 	return sleep(ctx, owed)
 }
 
-// region fills what is missing of n blocks.
-func (f *filler) region(ctx context.Context, lba uint64, n int) error {
+// fillWindow fills what is missing of the window, and tells how long that took, but for reading the base, of which clients notice nothing.
+func (f *filler) fillWindow(ctx context.Context) (took time.Duration, err error) {
+	start := time.Now()
+	for _, r := range f.window {
+		if err := f.choose(r); err != nil {
+			return 0, err
+		}
+	}
+	took = time.Since(start)
+	var wg sync.WaitGroup
+	for _, r := range f.window {
+		wg.Go(func() { f.readRegion(ctx, r) })
+	}
+	wg.Wait()
+	start = time.Now()
+	for _, r := range f.window {
+		if r.damaged > 0 {
+			f.damaged += r.damaged
+			f.first = cmp.Or(f.first, r.err)
+		} else if r.err != nil {
+			return 0, r.err
+		}
+		if err := f.keepRegion(ctx, r); err != nil {
+			return 0, err
+		}
+	}
+	f.spare, f.window = append(f.spare, f.window...), f.window[:0]
+	return took + time.Since(start), nil
+}
+
+// choose finds what is missing of a region.
+func (f *filler) choose(r *fillRegion) error {
 	pins := f.pool.store.NewPins()
-	if err := f.origin.kept.lookup(pins, lba, f.kept[:n]); err != nil {
+	if err := f.origin.kept.lookup(pins, r.lba, r.kept[:r.n]); err != nil {
 		return damaged(err)
 	}
-	f.wanted(pins, lba, n)
-	for i := range n {
-		f.missing[i] = f.found[i] && f.kept[i].Epoch == 0
+	f.wanted(pins, r)
+	for i := range r.n {
+		r.missing[i] = r.found[i] && r.kept[i].Epoch == 0
 	}
-	for i := 0; i < n; {
+	return nil
+}
+
+func (r *fillRegion) block(i int) []byte { return r.buf[i*block.Size : (i+1)*block.Size] }
+
+// readRegion reads what is missing of a region.
+func (f *filler) readRegion(ctx context.Context, r *fillRegion) {
+	for i := 0; i < r.n; {
 		k := i
-		for k < n && f.missing[k] == f.missing[i] {
+		for k < r.n && r.missing[k] == r.missing[i] {
 			k++
 		}
-		if f.missing[i] {
-			if err := f.read(ctx, lba, i, k); err != nil {
-				return err
+		if r.missing[i] {
+			if err := f.read(ctx, r, i, k); err != nil {
+				r.damaged, r.err = 0, err
+				return
 			}
 		}
 		i = k
 	}
+}
+
+// read reads blocks from to up to of a region. Of a part that is damaged it reads what can be read, and leaves the rest out.
+func (f *filler) read(ctx context.Context, r *fillRegion, from, to int) error {
+	off := int64(r.lba+uint64(from)) * block.Size
+	err := f.readRest(ctx, r.buf[from*block.Size:to*block.Size], off, true)
+	switch {
+	case !errors.Is(err, block.ErrDamaged):
+		return err
+	case to-from == 1:
+		r.missing[from] = false
+		r.damaged += block.Size
+		r.err = cmp.Or(r.err, err)
+		f.pool.damageMet(fmt.Sprintf("volume %q", f.user()), "filling", block.Size, off, err)
+		return nil
+	}
+	middle := (from + to) / 2
+	if err := f.read(ctx, r, from, middle); err != nil {
+		return err
+	}
+	return f.read(ctx, r, middle, to)
+}
+
+// keepRegion keeps what was missing of a region, but for zeros.
+func (f *filler) keepRegion(ctx context.Context, r *fillRegion) error {
 	var blocks []int
-	for i := range n {
-		if f.missing[i] && !bytes.Equal(f.block(i), zeroBlock) {
+	for i := range r.n {
+		if r.missing[i] && !bytes.Equal(r.block(i), zeroBlock) {
 			blocks = append(blocks, i)
 		}
 	}
 	if len(blocks) == 0 {
 		return nil
 	}
-	return f.keep(ctx, pins, len(blocks), func(i int) (uint64, []byte) { return lba + uint64(blocks[i]), f.block(blocks[i]) })
+	return f.keep(ctx, f.pool.store.NewPins(), len(blocks), func(i int) (uint64, []byte) { return r.lba + uint64(blocks[i]), r.block(blocks[i]) })
 }
 
-func (f *filler) block(i int) []byte { return f.buf[i*block.Size : (i+1)*block.Size] }
-
-// read reads blocks from to up to of a region that begins with lba. Of a part that cannot be read it reads what can, and leaves the rest out.
-func (f *filler) read(ctx context.Context, lba uint64, from, to int) error {
-	err := f.readRest(ctx, f.buf[from*block.Size:to*block.Size], int64(lba+uint64(from))*block.Size, true)
-	switch {
-	case !errors.Is(err, block.ErrDamaged):
-		return err
-	case to-from == 1:
-		f.missing[from] = false
-		f.damaged += block.Size
-		if f.first == nil {
-			f.first = err
-		}
-		f.pool.damageMet(fmt.Sprintf("volume %q", f.user()), "filling", block.Size, int64(lba+uint64(from))*block.Size, err)
-		return nil
-	}
-	middle := (from + to) / 2
-	if err := f.read(ctx, lba, from, middle); err != nil {
-		return err
-	}
-	return f.read(ctx, lba, middle, to)
-}
-
-// wanted finds which of n blocks from lba on any state has in the version that the base has. What no state has, none will have.
-func (f *filler) wanted(pins *blockmap.Pins, lba uint64, n int) {
+// wanted finds which blocks of a region any state has in the version that the base has. What no state has, none will have.
+func (f *filler) wanted(pins *blockmap.Pins, r *fillRegion) {
 	for range quietLooks {
 		f.users()
-		if f.look(pins, lba, n) {
+		if f.look(pins, r) {
 			return
 		}
 	}
-	for i := range n {
-		f.found[i] = true
+	for i := range r.n {
+		r.found[i] = true
 	}
 }
 
-// look finds which of n blocks from lba on the users have in the version that the base has. It may be wrong of those that none has, and
+// look finds which blocks of a region the users have in the version that the base has. It may be wrong of those that none has, and
 // returns false, if the catalogue has changed since the users were found: a snapshot that is not among them may have what a head has lost since.
-func (f *filler) look(pins *blockmap.Pins, lba uint64, n int) bool {
-	clear(f.found[:n])
-	left := n
+func (f *filler) look(pins *blockmap.Pins, r *fillRegion) bool {
+	clear(r.found[:r.n])
+	left, its := r.n, f.its[:r.n]
 	note := func(err error) {
-		for i, e := range f.its[:n] {
+		for i, e := range its {
 			v, ok := version(e)
-			has := err != nil || e.Lost() || ok && v == lba+uint64(i) // what cannot be told may be so
-			if has && !f.found[i] {
-				f.found[i] = true
+			has := err != nil || e.Lost() || ok && v == r.lba+uint64(i) // what cannot be told may be so
+			if has && !r.found[i] {
+				r.found[i] = true
 				left--
 			}
 		}
 	}
 	for i := 0; i < len(f.heads) && left > 0; i++ {
-		note(f.heads[i].lookup(pins, lba, f.its[:n]))
+		note(f.heads[i].lookup(pins, r.lba, its))
 	}
 	for i := 0; i < len(f.roots) && left > 0; i++ {
-		note(waitFor(pins, func() error { return f.roots[i].Lookup(pins, lba, f.its[:n]) }))
+		note(waitFor(pins, func() error { return f.roots[i].Lookup(pins, r.lba, its) }))
 		pins.ForgetBeyond(pinnedNodes)
 	}
 	return left == 0 || f.pool.changed() == f.asOf
@@ -351,88 +411,4 @@ func (f *filler) recordNow(done int64) error {
 		return proposal{op: &catalogue.Op{FillProgress: &catalogue.FillProgress{Number: f.number, DoneBytes: done}}, urgent: true}, nil
 	})
 	return err
-}
-
-// lacks tells whether a block that an entry is of has to be read from the base.
-func (b *base) lacks(pins *blockmap.Pins, lba uint64, e blockmap.Entry) (bool, error) {
-	if !inFile(e) || int64(lba)*block.Size < b.done.Load() {
-		return false, nil
-	}
-	var k [1]blockmap.Entry
-	err := b.origin.kept.lookup(pins, lba, k[:])
-	return k[0].Epoch == 0, damaged(err)
-}
-
-// bring brings a block of a volume from the base into the pool, unless it is there.
-func (b *base) bring(ctx context.Context, v *volume, lba uint64) error {
-	pins := b.pool.store.NewPins()
-	var e [1]blockmap.Entry
-	if err := v.lookup(pins, lba, e[:]); err != nil {
-		return damaged(err)
-	}
-	if lacks, err := b.lacks(pins, lba, e[0]); err != nil || !lacks {
-		return err
-	}
-	data := make([]byte, block.Size)
-	if err := b.readRest(ctx, data, int64(lba)*block.Size, true); err != nil {
-		return err
-	}
-	if bytes.Equal(data, zeroBlock) {
-		data = nil
-	}
-	return b.keep(ctx, pins, 1, func(int) (uint64, []byte) { return lba, data })
-}
-
-// bringEdges brings what ops set in part from the base into the pool, so that nothing is held while the base is read. Of those for which that
-// fails it returns why.
-func (v *volume) bringEdges(ctx context.Context, ops []*block.Op) map[*block.Op]error {
-	b := v.baseBelow()
-	if b == nil || b.whole() {
-		return nil
-	}
-	var failed map[*block.Op]error
-	size := v.size.Load()
-	for _, op := range ops {
-		if block.CheckRange(op.Offset, op.Length, size) != nil || op.Length == 0 { // told by who performs them
-			continue
-		}
-		for _, part := range pieces(op, size) {
-			for _, edge := range []int64{part.lo, part.hi} {
-				if !part.data || edge%block.Size == 0 || failed[op] != nil {
-					continue
-				}
-				if err := b.bring(ctx, v, uint64(edge/block.Size)); err != nil {
-					if failed == nil {
-						failed = map[*block.Op]error{}
-					}
-					failed[op] = fmt.Errorf("write volume %q at %d: %w", v.name(), op.Offset, err)
-				}
-			}
-		}
-	}
-	return failed
-}
-
-// bringEnd is volume.bringEnd of a volume that is named. One that is not there is told by who resizes it.
-func (p *Pool) bringEnd(ctx context.Context, name string, sizeBytes int64) error {
-	p.mu.RLock()
-	var v *volume
-	if found, err := findLive(p.cat, name); err == nil {
-		v = p.volumes[found.Number]
-	}
-	p.mu.RUnlock()
-	if v == nil || !p.begin() {
-		return nil
-	}
-	defer p.end()
-	return v.bringEnd(ctx, sizeBytes)
-}
-
-// bringEnd brings the block that a new end of a volume lies in from the base into the pool.
-func (v *volume) bringEnd(ctx context.Context, sizeBytes int64) error {
-	b := v.baseBelow()
-	if b == nil || b.whole() || sizeBytes%block.Size == 0 || sizeBytes >= v.size.Load() {
-		return nil
-	}
-	return b.bring(ctx, v, uint64(sizeBytes/block.Size))
 }

@@ -145,7 +145,7 @@ func TestFillUnderLoad(t *testing.T) {
 
 // TestReadWhileFillEnds: readers of a volume find the same before, while and after it is filled, also as the base is let go of.
 func TestReadWhileFillEnds(t *testing.T) {
-	for range 20 / thin(4) {
+	for range 8 / thin(4) {
 		p, data := overOS(t, 64)
 		var wg sync.WaitGroup
 		done := make(chan struct{})

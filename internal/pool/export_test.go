@@ -253,11 +253,11 @@ func (p *Pool) FilledBlocks(volume string) uint64 {
 // BeginLook is the first half of Fill's look at what n blocks from lba on are wanted for: what it returns is the rest, which tells which are, and
 // whether that holds.
 func (p *Pool) BeginLook(volume string, lba uint64, n int) (finish func() (wanted []bool, holds bool)) {
-	f := filler{base: p.baseNamed(volume)}
+	f, r := filler{base: p.baseNamed(volume)}, fillRegion{lba: lba, n: n}
 	f.users()
 	return func() ([]bool, bool) {
-		holds := f.look(p.store.NewPins(), lba, n)
-		return f.found[:n], holds
+		holds := f.look(p.store.NewPins(), &r)
+		return r.found[:n], holds
 	}
 }
 
