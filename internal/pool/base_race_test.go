@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -190,6 +191,82 @@ func TestReadWhileFillEnds(t *testing.T) {
 		if err := p.Close(ctx); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestReadThatFillOvertakes: who has asked the base for a block and has no answer yet when the base is let go of finds it in the pool, or that it is zeros.
+func TestReadThatFillOvertakes(t *testing.T) {
+	for _, lba := range []int64{0, 4} { // which is zeros
+		d := newOverBase(t, 20*block.Size, 20*block.Size)
+		entered, release := make(chan struct{}), make(chan struct{})
+		var ended atomic.Bool
+		d.base.set(func(c *baseContent) {
+			c.reading = func(off, n int64) {
+				if off == lba*block.Size && n == block.Size { // Fill reads more
+					entered <- struct{}{}
+					<-release
+				}
+			}
+			c.refuses = func(ctx context.Context) error {
+				if ended.Load() {
+					<-ctx.Done() // as the base is let go of
+				}
+				return ctx.Err()
+			}
+		})
+		got := make(chan error, 1)
+		go func() {
+			off := lba*block.Size + 10
+			b, err := d.read("v", off, 100)
+			if err == nil && !bytes.Equal(b, d.data[off:off+100]) {
+				err = errors.New("it is not what the base has")
+			}
+			got <- err
+		}()
+		<-entered
+		d.fill()
+		if _, open := d.base.counts(); open != 1 {
+			t.Errorf("%d devices are open while one is read", open)
+		}
+		ended.Store(true)
+		close(release)
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+		if _, open := d.base.counts(); open != 0 || len(d.events) > 0 {
+			t.Errorf("%d devices are open, %+v", open, d.events)
+		}
+	}
+}
+
+// TestReadThatAWriterOvertakes: a reader finds a block in the base; a write takes it out of the head, and as nobody has it any more Fill passes it over and
+// is done. Then the block is not zeros: the reader finds what was written.
+func TestReadThatAWriterOvertakes(t *testing.T) {
+	d := newOverBase(t, 20*block.Size, 20*block.Size)
+	entered, release := make(chan struct{}), make(chan struct{})
+	d.base.set(func(c *baseContent) {
+		c.reading = func(off, n int64) {
+			if off == 7*block.Size && n == block.Size {
+				entered <- struct{}{}
+				<-release
+			}
+		}
+	})
+	got := make(chan []byte, 1)
+	go func() {
+		b, err := d.read("v", 7*block.Size, block.Size)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- b
+	}()
+	<-entered
+	op := writeOp(7*block.Size, block.Size)
+	d.must(d.write("v", op))
+	d.fill()
+	close(release)
+	if !bytes.Equal(<-got, op.Data) {
+		t.Error("it is not what was written")
 	}
 }
 
