@@ -153,7 +153,8 @@ var errEnough = errors.New("so far and no further")
 // fillBase fills a volume from its base, which nobody sees, until it was told so many times how far it is; less than 0: wholly.
 func (d *driver) fillBase(name string, steps int) {
 	d.tb.Helper()
-	d.step("fill "+name, steps < 0, func(m *model) error {
+	before, _ := d.p.Volume(name)
+	d.step("fill "+name, steps < 0 && before.FilledFrom != nil, func(m *model) error {
 		if m.volumes[name] == nil {
 			return errRefused
 		}
