@@ -18,7 +18,7 @@ const (
 	// fillRecorded is how much is filled between two records of that.
 	fillRecorded = 64 << 20
 	// fillWindow is how many regions of up to 1 MiB are read at once: a base may be far away.
-	fillWindow = 8
+	fillWindow = 16
 	// quietLooks is how often it is looked what states have, until no record of the catalogue came in between.
 	quietLooks = 3
 	// rootsKept is for how many looks maps are kept.

@@ -12,7 +12,7 @@
 //   - No snapshot ever changes.
 //
 // Lock order, outermost first: checkpointMu; volume.resize; leadership of the committer;
-// mu; volume.mu; committer.mu and checkpointer.mu, under which nothing else is
+// mu; volume.mu; committer.mu, checkpointer.mu and base.mu, under which nothing else is
 // taken; the locks inside seglog and blockmap. None is held while a client is
 // waited for, nor across a sync (except checkpointMu).
 //
