@@ -35,10 +35,12 @@ var actions = []action{
 	}},
 	{"write to what is filled", func(d *driver) {
 		d.createOver("over", 44<<10, 36<<10+512)
-		d.submit("over", writeOp(8<<10-700, 1500), discardOp(20<<10, 8<<10))
+		d.submit("over", writeOp(8<<10-700, 1500))
+		d.submit("over", discardOp(20<<10, 8<<10))
 		d.fillBase("over", 2) // the base has holes, at each of which it is asked
 		d.snapshot("half", "over")
-		d.submit("over", writeOp(12<<10, 8<<10), writeOp(100, 600))
+		d.submit("over", writeOp(12<<10, 8<<10))
+		d.submit("over", writeOp(100, 600))
 		d.fillBase("over", -1)
 	}},
 	{"shrink over a base", func(d *driver) {
