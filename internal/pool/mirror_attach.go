@@ -154,27 +154,31 @@ func (p *Pool) legFile(spec LegSpec, sizeBytes int64) (made bool, err error) {
 // attachLeg makes a file the leg of a volume, all of which has to be copied; or, if it is joining, has all recorded that is written
 // from now on.
 func (p *Pool) attachLeg(v *volume, name string, joining bool) (*mirror, error) {
-	file, lock, err := openLeg(p.opts.FS, name, v.size.Load())
+	size := v.size.Load()
+	file, lock, err := openLeg(p.opts.FS, name, size)
 	if err != nil {
 		return nil, err
 	}
-	p.mu.RLock()
-	id := p.cat.Volume(v.number).UUID
-	p.mu.RUnlock()
-	m := &mirror{pool: p, volume: v, id: id, path: name, file: file, lock: lock}
+	m := &mirror{pool: p, volume: v, path: name, file: file, lock: lock}
 	err = v.alone(func(open func()) error {
 		_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 			now := c.Volume(v.number)
-			if now == nil || now.Mirror != nil {
-				return proposal{}, fmt.Errorf("%w: it was deleted or mirrored meanwhile", ErrInUse)
+			switch { // the file took its time
+			case now == nil || now.Deleted:
+				return proposal{}, fmt.Errorf("%w: it was deleted meanwhile", ErrNotFound)
+			case now.Mirror != nil:
+				return proposal{}, fmt.Errorf("%w: it was mirrored meanwhile", ErrInUse)
+			case c.Head(now).SizeBytes != size:
+				return proposal{}, fmt.Errorf("%w: it was resized meanwhile; try again", ErrInUse)
 			}
+			m.id = now.UUID
 			op := &catalogue.AttachMirror{
 				Volume: v.number, Path: name, Regions: c.LastVolume + 1, RegionsHead: c.LastState + 1, CreatedAt: p.opts.Clock().UnixNano(),
 				Joining: joining,
 			}
 			return proposal{op: &catalogue.Op{AttachMirror: op}, after: func() {
 				if set := p.volumes[op.Regions]; set != nil {
-					m.regions = newRegions(p, set, v.size.Load())
+					m.regions = newRegions(p, set, size)
 					if joining {
 						m.regions.copied = m.regions.count
 					}
