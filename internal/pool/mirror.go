@@ -61,7 +61,7 @@ func (d *drop) waited() error {
 	return d.err
 }
 
-var errDetached = errors.New("it is not attached any more")
+var errDetached = fmt.Errorf("%w: it is not attached any more", ErrNotFound)
 
 // joinMirror makes a mirror of what the catalogue says, with its leg not opened.
 func (p *Pool) joinMirror(v *catalogue.Volume) *mirror {

@@ -72,3 +72,42 @@ func TestMirrorOfWhatIsResizedMeanwhile(t *testing.T) {
 	}
 	d.goesOn()
 }
+
+// TestLegIsAttachedAgainToWhatIsDeletedMeanwhile: a clone of an inplace volume is deleted while its leg, which has failed, is attached again.
+func TestLegIsAttachedAgainToWhatIsDeletedMeanwhile(t *testing.T) {
+	d := newMirrored(t, "inplace", 3<<20)
+	_, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "s"})
+	d.must(err)
+	_, _, err = d.p.CloneVolume(ctx, pool.SnapshotRef{Volume: "v", Name: "s"}, pool.VolumeSpec{Name: "w"})
+	d.must(err)
+	_, err = d.p.AttachMirror(ctx, "w", pool.LegSpec{Path: legImage})
+	d.must(err)
+	d.must(d.p.SyncMirror(ctx, "w", nil))
+	d.must(d.p.Close(ctx))
+	d.must(d.fs.Rename(legImage, "/elsewhere"))
+	fs := &hooked{FS: d.fs}
+	d.opts.FS = fs
+	d.open()
+	d.must(d.fs.Rename("/elsewhere", legImage))
+	fs.once(of(legImage, crashfs.Stat, true), func() {
+		d.must(errors.Join(d.p.DetachMirror(ctx, "w"), d.p.DeleteVolume(ctx, "w")))
+	})
+	if _, err := d.p.AttachMirror(ctx, "w", pool.LegSpec{Path: legImage}); !errors.Is(err, pool.ErrNotFound) {
+		t.Errorf("the leg of what was deleted meanwhile is attached again: %v", err)
+	}
+	d.goesOn()
+}
+
+// TestCopyingEndsWhenTheMirrorIsDetached: it says so, and does not look like a failure of the leg.
+func TestCopyingEndsWhenTheMirrorIsDetached(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := newMirrored(t, layout, 3<<20)
+		_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
+		d.must(err)
+		err = d.p.SyncMirror(ctx, "v", func(float64) { d.must(d.p.DetachMirror(ctx, "v")) })
+		if !errors.Is(err, pool.ErrNotFound) || len(d.events) > 0 {
+			t.Errorf("the copying ends with %v, told is %+v", err, d.events)
+		}
+		d.goesOn()
+	})
+}

@@ -104,7 +104,9 @@ func (v *volume) device() *Device {
 	if d.origin != nil && v.place == nil {
 		v.pool.mu.RLock()
 		defer v.pool.mu.RUnlock()
-		d.suspect = v.pool.suspected(v.pool.cat.Head(v.pool.cat.Volume(v.number)))
+		if now := v.pool.cat.Volume(v.number); now != nil { // and was not deleted meanwhile
+			d.suspect = v.pool.suspected(v.pool.cat.Head(now))
+		}
 	}
 	return d
 }
