@@ -73,6 +73,34 @@ func TestMirrorOfWhatIsResizedMeanwhile(t *testing.T) {
 	d.goesOn()
 }
 
+// TestMirrorIsAttachedWhileTheVolumeIsPutBack: a rollback that copies gives a volume another size at its end, while it has been mirrored since the beginning.
+func TestMirrorIsAttachedWhileTheVolumeIsPutBack(t *testing.T) {
+	for _, size := range []int64{512 << 10, 2 << 20} {
+		d := attached(t, "redirect", 1<<20)
+		d.split()
+		d.must(d.p.ResizeVolume(ctx, "v", size, true))
+		d.data = append(d.data, make([]byte, 1<<20)...)[:size]
+		d.submit(writeOp(0, 8192))
+		calls := 0
+		_, _, err := d.p.RollbackCopy(ctx, splitRef, func(float64) error {
+			if calls++; calls == 2 {
+				_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: secondImage})
+				return err
+			}
+			return nil
+		})
+		if calls < 2 || !errors.Is(err, pool.ErrInUse) {
+			t.Errorf("a mirrored volume of %d bytes is rolled back to a copy of another size: %v", size, err)
+		}
+		if !bytes.Equal(d.read("v"), d.data) {
+			t.Error("the volume is not what it was")
+		}
+		d.must(d.p.SyncMirror(ctx, "v", nil))
+		d.must(d.p.DetachMirror(ctx, "v"))
+		d.goesOn()
+	}
+}
+
 // TestLegIsAttachedAgainToWhatIsDeletedMeanwhile: a clone of an inplace volume is deleted while its leg, which has failed, is attached again.
 func TestLegIsAttachedAgainToWhatIsDeletedMeanwhile(t *testing.T) {
 	d := newMirrored(t, "inplace", 3<<20)

@@ -312,6 +312,9 @@ func (b *putter) finish() (Timing, error) {
 		if rec == nil || filled == nil {
 			return proposal{}, fmt.Errorf("volume %q: %w: it was deleted meanwhile", v.name(), ErrNotFound)
 		}
+		if err := p.fits(c, rec, b.from.sizeBytes); err != nil { // it may be mirrored by now
+			return proposal{}, err
+		}
 		if err := p.unwritten(rec); err != nil {
 			return proposal{}, err
 		}
