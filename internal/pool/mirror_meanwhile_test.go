@@ -101,6 +101,23 @@ func TestMirrorIsAttachedWhileTheVolumeIsPutBack(t *testing.T) {
 	}
 }
 
+// TestCopyIsProtectedWhileItIsResynced: what was protected is not deleted.
+func TestCopyIsProtectedWhileItIsResynced(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		d.split()
+		fs := d.rehook()
+		fs.once(of(legImage, crashfs.Read, true), func() { d.must(d.p.ProtectSnapshot(ctx, splitRef, true)) })
+		if _, err := d.p.ResyncMirror(ctx, splitRef); !errors.Is(err, pool.ErrProtected) {
+			t.Errorf("a copy that was protected meanwhile is made a leg: %v", err)
+		}
+		if !bytes.Equal(d.read("v@c"), d.snaps["c"]) || d.hasMirror() {
+			t.Error("the copy is not what it was")
+		}
+		d.goesOn()
+	})
+}
+
 // TestLegIsAttachedAgainToWhatIsDeletedMeanwhile: a clone of an inplace volume is deleted while its leg, which has failed, is attached again.
 func TestLegIsAttachedAgainToWhatIsDeletedMeanwhile(t *testing.T) {
 	d := newMirrored(t, "inplace", 3<<20)

@@ -241,8 +241,12 @@ func (m *mirror) join(copied uint64, known bool) error {
 	p, v := m.pool, m.volume
 	return v.alone(func(open func()) error {
 		_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
-			if now := c.Volume(v.number); now == nil || v.mirror.Load() != m || c.State(copied) == nil {
+			s := c.State(copied)
+			if now := c.Volume(v.number); now == nil || v.mirror.Load() != m || s == nil {
 				return proposal{after: open}, errDetached
+			}
+			if s.Protected { // meanwhile
+				return proposal{after: open}, fmt.Errorf("%w; unprotect it first", ErrProtected)
 			}
 			op := &catalogue.JoinMirror{Volume: v.number, Copy: copied}
 			if known {
