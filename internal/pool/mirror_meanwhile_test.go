@@ -101,6 +101,34 @@ func TestMirrorIsAttachedWhileTheVolumeIsPutBack(t *testing.T) {
 	}
 }
 
+// TestRollbackWhileACopyIsResynced: what differs is everything then, also after a crash.
+func TestRollbackWhileACopyIsResynced(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		_, _, err := d.p.CreateSnapshot(ctx, []string{"v"}, pool.SnapshotSpec{Name: "s"})
+		d.must(err)
+		then := bytes.Clone(d.data)
+		d.submit(writeOp(0, 1<<20), writeOp(2<<20, 8192))
+		d.split()
+		d.submit(writeOp(1<<20, 4096))
+		fs := d.rehook()
+		fs.once(of(legImage, crashfs.Read, true), func() {
+			_, _, err := d.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: "s"})
+			d.must(err)
+		})
+		_, err = d.p.ResyncMirror(ctx, splitRef)
+		d.must(err)
+		copy(d.data, then)
+		clear(d.dirty)
+		d.verify()
+		d.crash(crashfs.DropAll)
+		d.verify()
+		d.sync()
+		d.must(d.p.CopyBack(ctx, "v", nil))
+		d.must(d.p.Close(ctx))
+	})
+}
+
 // TestCopyIsProtectedWhileItIsResynced: what was protected is not deleted.
 func TestCopyIsProtectedWhileItIsResynced(t *testing.T) {
 	eachLayout(t, func(t *testing.T, layout string) {

@@ -236,7 +236,8 @@ func (m *mirror) recordSince(ctx context.Context, ref SnapshotRef) error {
 	return m.regions.mark(found)
 }
 
-// join makes the file the leg; of it what is recorded differs, or, unless that is known, everything.
+// join makes the file the leg; of it what is recorded differs, or, unless that is known, everything. It is not if everything has come to differ
+// since the file was attached, by a rollback, say: what is written then is not recorded.
 func (m *mirror) join(copied uint64, known bool) error {
 	p, v := m.pool, m.volume
 	return v.alone(func(open func()) error {
@@ -248,6 +249,7 @@ func (m *mirror) join(copied uint64, known bool) error {
 			if s.Protected { // meanwhile
 				return proposal{after: open}, fmt.Errorf("%w; unprotect it first", ErrProtected)
 			}
+			known := known && m.regions.neverReset()
 			op := &catalogue.JoinMirror{Volume: v.number, Copy: copied}
 			if known {
 				op.Synced = m.regions.count
@@ -262,6 +264,13 @@ func (m *mirror) join(copied uint64, known bool) error {
 		})
 		return err
 	})
+}
+
+// neverReset tells whether all that was written since the beginning is recorded.
+func (r *regions) neverReset() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.resets == 0
 }
 
 // joined begins with what was recorded, or with everything.
