@@ -314,12 +314,14 @@ func (r *regions) reset() {
 	r.resets++
 }
 
-// all has everything copied that is recorded.
+// all has everything copied that is recorded, or was copied and not synced since, or is being copied: a sync that failed may have forgotten it.
 func (r *regions) all() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	copy(r.differs, r.recorded)
 	r.clean = 0
+	r.copied = r.synced
+	r.resets++
 }
 
 // different tells how many regions have to be copied.
