@@ -303,10 +303,11 @@ func (m *mirror) detach() error {
 	return nil
 }
 
-// forget records that there is no mirror any more.
+// forget records that there is no mirror any more. Writers go on when that is durable: of a file in place what they write may be so before the
+// record, and would be recorded nowhere.
 func (m *mirror) forget() error {
 	paused := m.paused.Load()
-	return m.volume.alone(func(open func()) error {
+	return m.volume.alone(func(func()) error {
 		_, err := m.pool.change(func(c *catalogue.Catalogue) (proposal, error) {
 			v := c.Volume(m.volume.number)
 			if v == nil || v.Mirror == nil || m.volume.mirror.Load() != m || m.paused.Load() != paused {
@@ -317,7 +318,6 @@ func (m *mirror) forget() error {
 				if now := m.pool.cat.Volume(v.Number); now == nil || now.Mirror == nil {
 					m.volume.mirror.Store(nil)
 				}
-				open()
 			}
 			return pr, err
 		})

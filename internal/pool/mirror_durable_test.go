@@ -1,0 +1,45 @@
+package pool_test
+
+import (
+	"strings"
+	"testing"
+
+	"varve/internal/vfs/crashfs"
+)
+
+// beforeLog tells the moment before the log is synced the next time at which something is so.
+func beforeLog(is func() bool) func(o crashfs.Op, done bool) bool {
+	return func(o crashfs.Op, done bool) bool {
+		return !done && o.Kind == crashfs.Sync && strings.HasPrefix(o.Path, "/pool/log/") && is()
+	}
+}
+
+// powerCuts calls look with what a power cut now leaves of which one pending change alone has come to the disk.
+func (d *mirrored) powerCuts(look func(policy crashfs.Policy)) {
+	for i := range d.fs.Pending() {
+		look(crashfs.KeepOnly(i))
+	}
+}
+
+// TestDetachedIsDurableBeforeWritersGoOn: what is written to the file of an inplace volume when its mirror is detached comes to the disk before the record of that does.
+func TestDetachedIsDurableBeforeWritersGoOn(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		fs := d.rehook()
+		d.submit(writeOp(0, 4096))
+		d.must(d.p.ClearRegions("v"))
+		d.flush()
+		fs.once(beforeLog(func() bool { return !d.hasMirror() || d.p.GateWanted("v") }), func() {
+			if d.p.GateWanted("v") { // nobody can write
+				return
+			}
+			d.submit(writeOp(1<<20, 8192))
+			d.powerCuts(func(policy crashfs.Policy) { lookAtMirror(t, d, policy, true) })
+		})
+		d.must(d.p.DetachMirror(ctx, "v"))
+		if fs.hook.Load() != nil {
+			t.Fatal("the record was not synced")
+		}
+		d.must(d.p.Close(ctx))
+	})
+}
