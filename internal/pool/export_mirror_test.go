@@ -66,6 +66,42 @@ func (p *Pool) GateWanted(volume string) bool {
 	return true
 }
 
+// GateFree tells whether a volume's gate can be had alone now.
+func (p *Pool) GateFree(volume string) bool {
+	p.mu.RLock()
+	v := p.volumes[p.cat.VolumeByName(volume).Number]
+	p.mu.RUnlock()
+	if v.gate.TryLock() {
+		v.gate.Unlock()
+		return true
+	}
+	return false
+}
+
+// HoldRegions keeps everybody from looking at what differs of a volume's mirror, until the function is called that it returns.
+func (p *Pool) HoldRegions(volume string) (release func()) {
+	m, err := p.mirrorOf(volume)
+	if err != nil {
+		panic(err)
+	}
+	m.regions.mu.Lock()
+	return m.regions.mu.Unlock
+}
+
+// Joining tells whether a volume's mirror is a copy that is to become one.
+func (p *Pool) Joining(volume string) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.cat.VolumeByName(volume).Mirror.Joining
+}
+
+// Leading tells whether somebody has the log to himself now, or writes to it.
+func (p *Pool) Leading() bool {
+	p.committer.mu.Lock()
+	defer p.committer.mu.Unlock()
+	return p.committer.busy
+}
+
 // RegionsAddr is where the map of a mirror's regions begins in the log, behind a checkpoint.
 func (p *Pool) RegionsAddr(volume string) seglog.Addr {
 	m, err := p.mirrorOf(volume)

@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
@@ -40,6 +41,42 @@ func TestDetachedIsDurableBeforeWritersGoOn(t *testing.T) {
 		if fs.hook.Load() != nil {
 			t.Fatal("the record was not synced")
 		}
+		d.must(d.p.Close(ctx))
+	})
+}
+
+// TestCopyStaysUntilItIsALeg: who writes while a copy becomes a leg does not write to its file before it is one durably.
+func TestCopyStaysUntilItIsALeg(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		d.split()
+		fs := d.rehook()
+		d.submit(writeOp(2<<20, 8192)) // so that the region will be recorded
+		d.flush()
+		cuts := 0
+		fs.once(beforeLog(func() bool { return d.hasMirror() && !d.p.Joining("v") }), func() {
+			d.submit(writeOp(2<<20, 4096))
+			d.powerCuts(func(policy crashfs.Policy) {
+				cuts++
+				then := &mirrored{tb: t, fs: d.fs.CrashImage(policy), clock: d.clock}
+				then.opts = options(then.fs, d.clock)
+				then.open()
+				if _, err := then.p.Snapshot(splitRef); err == nil && !bytes.Equal(then.read("v@c"), d.snaps["c"]) {
+					t.Errorf("%v: the copy is there, and is not what it was", policy)
+				}
+				then.must(then.p.Close(ctx))
+			})
+		})
+		_, err := d.p.ResyncMirror(ctx, splitRef)
+		d.must(err)
+		if cuts == 0 {
+			t.Fatal("no power was cut")
+		}
+		d.verify()
+		d.submit(writeOp(2<<20+8192, 4096))
+		d.sync()
+		d.crash(crashfs.DropAll)
+		d.verify()
 		d.must(d.p.Close(ctx))
 	})
 }

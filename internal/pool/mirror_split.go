@@ -240,7 +240,7 @@ func (m *mirror) recordSince(ctx context.Context, ref SnapshotRef) error {
 // since the file was attached, by a rollback, say: what is written then is not recorded.
 func (m *mirror) join(copied uint64, known bool) error {
 	p, v := m.pool, m.volume
-	return v.alone(func(open func()) error {
+	err := v.alone(func(open func()) error {
 		_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 			s := c.State(copied)
 			if now := c.Volume(v.number); now == nil || v.mirror.Load() != m || s == nil {
@@ -257,12 +257,18 @@ func (m *mirror) join(copied uint64, known bool) error {
 			return proposal{op: &catalogue.Op{JoinMirror: op}, urgent: true, deletes: []uint64{copied}, after: func() {
 				if now := p.cat.Volume(v.number); now != nil && now.Mirror != nil && !now.Mirror.Joining {
 					m.regions.joined(known)
-					m.paused.Store(false)
 				}
 				open()
 			}}, nil
 		})
 		return err
+	})
+	if err != nil {
+		return err
+	}
+	return v.alone(func(func()) error { // until that is durable the file may be the copy's again
+		m.paused.Store(false)
+		return nil
 	})
 }
 
