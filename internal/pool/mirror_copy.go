@@ -117,6 +117,10 @@ func (k *legCopy) step(ctx context.Context) (more bool, err error) {
 	if resets != k.resets {
 		k.resets, k.advance = resets, 0
 		clear(k.skip)
+		// What made everything differ is durable before anything is copied for it: a crash that loses it would find nothing of that recorded.
+		if err := k.pool.log.Flush(k.pool.log.LastSeq()); err != nil {
+			return false, err
+		}
 	}
 	if !found || k.advance >= advanceRegions {
 		k.advance = 0
@@ -303,6 +307,7 @@ func (k *legCopy) record() error {
 			return false
 		}
 		r.synced, next.Synced = to, to
+		r.claimed = max(r.claimed, to)
 		return true
 	})
 }

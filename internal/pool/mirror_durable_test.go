@@ -2,9 +2,14 @@ package pool_test
 
 import (
 	"bytes"
+	"errors"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"varve/internal/block"
+	"varve/internal/pool"
 	"varve/internal/vfs/crashfs"
 )
 
@@ -79,4 +84,59 @@ func TestCopyStaysUntilItIsALeg(t *testing.T) {
 		d.verify()
 		d.must(d.p.Close(ctx))
 	})
+}
+
+// TestRollbackIsDurableBeforeTheLegFollows: neither a writer nor the copying gives the leg anything, unrecorded, while the rollback that made
+// all of it differ may be lost yet.
+func TestRollbackIsDurableBeforeTheLegFollows(t *testing.T) {
+	after := map[string]func(d *mirrored) error{
+		"copy": func(d *mirrored) error { return d.p.SyncMirror(ctx, "v", nil) },
+		"write": func(d *mirrored) error {
+			dev, err := d.p.OpenVolume("v")
+			if err != nil {
+				return err
+			}
+			o := writeOp(2<<20, 256<<10) // long enough to be done to both sides at the same time
+			dev.Submit(ctx, []*block.Op{o})
+			return errors.Join(o.Err, dev.Close())
+		},
+	}
+	for name, follows := range after {
+		t.Run(name, func(t *testing.T) {
+			eachLayout(t, func(t *testing.T, layout string) {
+				d := mirrorSetup(t, layout)
+				d.submit(writeOp(0, 3<<20))
+				fs := d.rehook()
+				d.submit(writeOp(0, 4096))
+				d.flush()
+				d.must(d.p.ClearRegions("v"))
+				d.flush()
+				var wrote atomic.Bool
+				done := make(chan error, 1)
+				fs.once(beforeLog(func() bool { return len(d.p.Differing("v")) == 3 }), func() {
+					d.fs.OnOp(aside(t, func(_ int, o crashfs.Op, _ error) {
+						if o.Path == legImage && o.Kind == crashfs.Write && !wrote.Swap(true) {
+							d.powerCuts(func(policy crashfs.Policy) { lookAtMirror(t, d, policy, true) })
+						}
+					}))
+					go func() { done <- follows(d) }()
+					for i := 0; i < 1e5 && !wrote.Load(); i++ { // or it waits for the log
+						runtime.Gosched()
+					}
+				})
+				_, _, err := d.p.Rollback(ctx, pool.SnapshotRef{Volume: "v", Name: "s"})
+				d.must(err)
+				d.must(<-done)
+				d.fs.OnOp(nil)
+				if !wrote.Load() {
+					t.Fatal("nothing was written to the leg")
+				}
+				d.must(d.p.CopyBack(ctx, "v", nil))
+				d.must(d.p.SyncMirror(ctx, "v", nil))
+				d.data = d.read("v")
+				d.sameBut(nil)
+				d.must(d.p.Close(ctx))
+			})
+		})
+	}
 }

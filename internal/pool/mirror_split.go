@@ -283,7 +283,8 @@ func (r *regions) neverReset() bool {
 func (r *regions) joined(known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.synced = r.count; !known {
+	r.synced, r.claimed = r.count, r.count
+	if !known {
 		r.copied, r.synced = 0, 0
 		r.resets++
 	}

@@ -26,10 +26,11 @@ type regions struct {
 	recorded bitset // in the set, or in a batch on its way there
 	differs  bitset // those of them that have to be copied
 	clean    int    // how many are recorded and need not be copied
-	// copied: regions from here on have to be copied as well, and need not be recorded. It is never less than what the catalogue has as synced,
-	// which is not more than synced.
+	// copied: regions from here on have to be copied as well, and need not be recorded from claimed on, which is the most that a crash may find in the
+	// catalogue as synced: what set copied back may be lost in it.
 	copied  uint64
 	synced  uint64
+	claimed uint64
 	resets  int               // how often copied was set back
 	busy    map[uint64]int    // how many writers are in a region
 	next    *batch            // what is to be recorded next, or nil
@@ -64,7 +65,7 @@ func (r *regions) load(ctx context.Context, synced uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.synced = min(synced, r.count)
-	r.copied = r.synced
+	r.copied, r.claimed = r.synced, r.synced
 	return r.pool.keptWithin(ctx, root, 0, r.count, func(lo, hi uint64) {
 		for n := lo; n < hi; n++ {
 			r.recorded.set(n)
@@ -92,7 +93,7 @@ func (r *regions) enter(in []span) error {
 		for n := s.lo; n < s.hi; n++ {
 			r.busy[n]++
 			r.fading.clear(n)
-			if n >= r.copied {
+			if n >= max(r.copied, r.claimed) {
 				continue
 			}
 			if !r.recorded.has(n) {
@@ -122,7 +123,7 @@ func (r *regions) leave(in []span, differ bool) {
 			if r.busy[n]--; r.busy[n] == 0 {
 				delete(r.busy, n)
 			}
-			if differ && n < r.copied {
+			if differ {
 				r.differ(n)
 			}
 		}
@@ -156,7 +157,7 @@ func (r *regions) ahead(n uint64) {
 	}
 }
 
-// differ has a region copied, which is recorded or behind copied; mu is held.
+// differ has a region copied, if it is recorded; else it lies behind copied. mu is held.
 func (r *regions) differ(n uint64) {
 	if r.recorded.has(n) && !r.differs.has(n) {
 		r.differs.set(n)
