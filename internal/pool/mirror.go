@@ -231,12 +231,7 @@ func (p *Pool) unsync(number uint64) {
 
 // drop ends the leg, durably: from now on it is not written, and all that is written to the volume counts as differing. The error
 // tells why that could not be recorded.
-func (m *mirror) drop(cause error) error { return m.dropWith(cause, false) }
-
-// giveUp is drop where nobody knows any more what differs.
-func (m *mirror) giveUp(cause error) error { return m.dropWith(cause, true) }
-
-func (m *mirror) dropWith(cause error, everything bool) error {
+func (m *mirror) drop(cause error) error {
 	d := &drop{cause: cause, done: make(chan struct{})}
 	if !m.dropped.CompareAndSwap(nil, d) {
 		if before := m.dropped.Load(); before != nil {
@@ -248,10 +243,6 @@ func (m *mirror) dropWith(cause error, everything bool) error {
 	m.regions.all()
 	d.record = func() error {
 		err := m.set(func(_ *catalogue.Mirroring, to *catalogue.SetMirror) bool {
-			if everything {
-				m.regions.reset()
-				to.Synced = 0
-			}
 			to.Failed = reason(cause)
 			return true
 		})
@@ -264,6 +255,25 @@ func (m *mirror) dropWith(cause error, everything bool) error {
 	m.close()
 	m.pool.event(EventMirrorFailed, m.volume.name(), fmt.Sprintf("%v; the volume goes on without it: once it is mended, attach it again", cause))
 	return d.err
+}
+
+// giveUp is drop where nobody knows any more what differs: everything may, also of a leg that has failed before.
+func (m *mirror) giveUp(cause error) error {
+	if err := m.drop(cause); err != nil {
+		return err
+	}
+	err := m.set(func(now *catalogue.Mirroring, to *catalogue.SetMirror) bool {
+		m.regions.reset()
+		to.Synced = 0
+		return now.Synced > 0
+	})
+	switch {
+	case errors.Is(err, errDetached):
+		return nil
+	case err == nil:
+		m.regions.unclaim()
+	}
+	return err
 }
 
 // reason is an error as the catalogue keeps it.

@@ -59,3 +59,32 @@ func TestFailedSyncForgetsWhatWasCopied(t *testing.T) {
 		})
 	}
 }
+
+// TestRegionsAreLostWhenTheLegIs: a leg has failed, and then which regions differ cannot be recorded any more: all do.
+func TestRegionsAreLostWhenTheLegIs(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		d.submit(writeOp(1<<20, 4096))
+		d.flush()
+		d.opts.MapCacheBytes = 1 // what is in the log is in memory no more
+		d.must(d.p.Close(ctx))
+		d.open()
+		remove := d.fs.Inject(crashfs.Fault{Err: errIO, Times: 1, Match: ofLeg(crashfs.Write)})
+		d.submit(writeOp(1<<20, 4096))
+		remove()
+		d.must(d.p.Checkpoint(ctx))
+		rotAt(t, d.fs, d.p.RegionsAddr("v"), 50)
+		d.submit(writeOp(2<<20+8192, 4096))
+		_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
+		d.must(err)
+		if n := d.p.Differing("v"); len(n) != 3 {
+			t.Errorf("only regions %v differ", n)
+		}
+		d.verify()
+		d.must(d.p.DetachMirror(ctx, "v"))
+		_, err = d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage, Force: true})
+		d.must(err)
+		d.sync()
+		d.must(d.p.Close(ctx))
+	})
+}

@@ -315,6 +315,13 @@ func (r *regions) reset() {
 	r.resets++
 }
 
+// unclaim notes that no crash finds any region that is the same, unless it is synced again.
+func (r *regions) unclaim() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.claimed = r.synced
+}
+
 // all has everything copied that is recorded, or was copied and not synced since, or is being copied: a sync that failed may have forgotten it.
 func (r *regions) all() {
 	r.mu.Lock()
