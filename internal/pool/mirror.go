@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,7 +11,6 @@ import (
 	"github.com/google/uuid"
 
 	"varve/internal/pool/catalogue"
-	"varve/internal/vfs"
 )
 
 // mirror is a volume's leg, a file that is written in step with the volume, and what is known of where the two differ: see
@@ -34,8 +32,7 @@ type mirror struct {
 	copying sync.Mutex           // one at a time
 
 	mu    sync.Mutex
-	file  vfs.File
-	lock  io.Closer
+	leg   *leg        // nil: closed
 	inUse atomic.Bool // the catalogue knows that the file may differ from its seal
 	using sync.Mutex  // over that being recorded
 }
@@ -113,64 +110,21 @@ func dropDone(cause error) *drop {
 
 // open opens the leg when the pool is opened.
 func (m *mirror) open(seal *catalogue.Seal) error {
-	file, lock, err := openLeg(m.pool.opts.FS, m.path, m.volume.size.Load())
+	l, err := openLeg(m.pool.opts.FS, m.path, m.volume.size.Load())
 	if err != nil {
 		_ = m.drop(err) // or who writes records it
 		return nil
 	}
-	m.file, m.lock = file, lock
+	m.leg = l
 	if !seal.Closed {
 		m.inUse.Store(true)
 		return nil
 	}
-	if err := changedSince(m.pool.opts.FS, m.path, file, seal); err != nil {
+	if err := changedSince(m.pool.opts.FS, m.path, l, seal); err != nil {
 		m.pool.event(EventMirrorChanged, m.volume.name(), err.Error()+"; it is copied wholly")
 		return m.reset()
 	}
 	return nil
-}
-
-// openLeg opens a file that is to be written as a volume's leg, and takes its lock.
-func openLeg(fs vfs.FS, name string, sizeBytes int64) (vfs.File, io.Closer, error) {
-	lock, err := fs.LockDisk(name)
-	if errors.Is(err, vfs.ErrLocked) {
-		err = fmt.Errorf("%w: %w", ErrInUse, err)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("file %s: %w", name, err)
-	}
-	file, err := fs.OpenDisk(name, true)
-	if err == nil {
-		var size int64
-		if size, err = file.Size(); err == nil && size < sizeBytes {
-			err = fmt.Errorf("%w: it has %d bytes, and the volume %d", ErrInvalid, size, sizeBytes)
-		}
-		if err != nil {
-			_ = file.Close() // nothing was written
-		}
-	}
-	if err != nil {
-		_ = lock.Close()
-		return nil, nil, fmt.Errorf("file %s: %w", name, err)
-	}
-	return file, lock, nil
-}
-
-// get returns the leg's file, or nil if it is closed.
-func (m *mirror) get() vfs.File {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.file
-}
-
-func (m *mirror) close() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.file != nil {
-		_ = m.file.Close() // synced, or nobody relies on it
-		_ = m.lock.Close() // an advisory lock goes with its file whatever Close says
-	}
-	m.file, m.lock = nil, nil
 }
 
 // set records what is known about the leg, unless it was detached meanwhile.
@@ -291,11 +245,15 @@ func (m *mirror) sync() error {
 	if d := m.dropped.Load(); d != nil {
 		return d.waited()
 	}
-	file := m.get()
-	if file == nil || m.paused.Load() {
+	l := m.hold()
+	if l == nil {
 		return nil
 	}
-	if err := file.Sync(); err != nil && m.get() == file { // and was not closed, or attached again
+	defer l.letGo()
+	if m.paused.Load() {
+		return nil
+	}
+	if err := l.Sync(); err != nil && m.has(l) { // and was not closed, or attached again
 		return m.drop(fmt.Errorf("sync file %s: %w", m.path, err))
 	}
 	return nil
@@ -381,7 +339,12 @@ func (m *mirror) seal(ctx context.Context) error {
 	if err := m.clearRegions(ctx); err != nil {
 		return err
 	}
-	seal, err := sealOf(m.pool.opts.FS, m.path, m.get())
+	l := m.hold()
+	if l == nil {
+		return nil
+	}
+	defer l.letGo()
+	seal, err := sealOf(m.pool.opts.FS, m.path, l)
 	if err != nil { // it may be whole all the same
 		m.pool.event(EventMirrorFailed, m.volume.name(), err.Error())
 		return nil

@@ -155,11 +155,11 @@ func (p *Pool) legFile(spec LegSpec, sizeBytes int64) (made bool, err error) {
 // from now on.
 func (p *Pool) attachLeg(v *volume, name string, joining bool) (*mirror, error) {
 	size := v.size.Load()
-	file, lock, err := openLeg(p.opts.FS, name, size)
+	l, err := openLeg(p.opts.FS, name, size)
 	if err != nil {
 		return nil, err
 	}
-	m := &mirror{pool: p, volume: v, path: name, file: file, lock: lock}
+	m := &mirror{pool: p, volume: v, path: name, leg: l}
 	err = v.alone(func(open func()) error {
 		_, err := p.change(func(c *catalogue.Catalogue) (proposal, error) {
 			now := c.Volume(v.number)
@@ -208,14 +208,14 @@ func (v *volume) alone(do func(open func()) error) error {
 
 // again attaches the leg that has failed.
 func (m *mirror) again(sizeBytes int64) error {
-	file, lock, err := openLeg(m.pool.opts.FS, m.path, sizeBytes)
+	l, err := openLeg(m.pool.opts.FS, m.path, sizeBytes)
 	if err != nil {
 		return err
 	}
-	same := m.sameAsVolume(file)
+	same := m.sameAsVolume(l)
 	err = m.volume.alone(func(open func()) error {
 		err := m.set(func(now *catalogue.Mirroring, to *catalogue.SetMirror) bool {
-			if now.Seal.Closed && changedSince(m.pool.opts.FS, m.path, file, &now.Seal) != nil || !same {
+			if now.Seal.Closed && changedSince(m.pool.opts.FS, m.path, l, &now.Seal) != nil || !same {
 				m.regions.reset()
 				to.Synced = 0
 			}
@@ -226,15 +226,14 @@ func (m *mirror) again(sizeBytes int64) error {
 			return err
 		}
 		m.mu.Lock()
-		m.file, m.lock = file, lock
+		m.leg = l
 		m.mu.Unlock()
 		m.inUse.Store(true)
 		m.dropped.Store(nil)
 		return nil
 	})
 	if err != nil {
-		_ = file.Close() // nothing was written
-		_ = lock.Close()
+		l.unlock()
 	}
 	return err
 }
@@ -295,8 +294,13 @@ func (m *mirror) detach() error {
 		return err
 	}
 	defer m.close()
-	if file := m.get(); file != nil && m.dropped.Load() == nil {
-		if err := file.Sync(); err != nil {
+	l := m.hold()
+	if l == nil {
+		return nil
+	}
+	defer l.letGo()
+	if m.dropped.Load() == nil {
+		if err := l.Sync(); err != nil {
 			return fmt.Errorf("it is detached, and what it holds is not durable: sync file %s: %w", m.path, err)
 		}
 	}

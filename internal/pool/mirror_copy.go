@@ -245,10 +245,11 @@ var errLeg = errors.New("the leg cannot be written")
 
 // copy makes regions of the leg what they are of the volume; they are reserved.
 func (k *legCopy) copy(ctx context.Context, n, count uint64) error {
-	file := k.get()
-	if file == nil {
+	l := k.hold()
+	if l == nil {
 		return fmt.Errorf("%w: file %s: %w", errLeg, k.path, block.ErrClosed)
 	}
+	defer l.letGo()
 	d := k.volume.device()
 	end := min(int64(n+count)*catalogue.RegionBytes, k.volume.size.Load())
 	for off := int64(n) * catalogue.RegionBytes; off < end; {
@@ -257,7 +258,7 @@ func (k *legCopy) copy(ctx context.Context, n, count uint64) error {
 			return err
 		}
 		for _, e := range found {
-			if err := k.copyExtent(ctx, d, file, e); err != nil {
+			if err := k.copyExtent(ctx, d, l, e); err != nil {
 				return err
 			}
 			off = e.Offset + e.Length

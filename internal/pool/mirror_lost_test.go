@@ -1,11 +1,13 @@
 package pool_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"testing"
 
+	"varve/internal/block"
 	"varve/internal/pool"
 	"varve/internal/vfs/crashfs"
 )
@@ -85,6 +87,51 @@ func TestRegionsAreLostWhenTheLegIs(t *testing.T) {
 		_, err = d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage, Force: true})
 		d.must(err)
 		d.sync()
+		d.must(d.p.Close(ctx))
+	})
+}
+
+// TestLegIsClosedWhenNobodyUsesIt: a leg fails in one write while another one is under way. A descriptor that is closed under that may be somebody else's by
+// the time it is used.
+func TestLegIsClosedWhenNobodyUsesIt(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		fs := d.rehook()
+		d.submit(writeOp(0, 4096))
+		reached, goOn := make(chan struct{}), make(chan struct{})
+		fs.once(func(o crashfs.Op, done bool) bool {
+			return o.Path == legImage && o.Kind == crashfs.Write && o.Offset == 1<<20 && !done
+		}, func() {
+			close(reached)
+			<-goOn
+		})
+		slow := make(chan error)
+		go func() {
+			dev, err := d.p.OpenVolume("v")
+			if err == nil {
+				o := &block.Op{Kind: block.OpWrite, Offset: 1 << 20, Length: 4096, Data: bytes.Repeat([]byte{7}, 4096)}
+				dev.Submit(ctx, []*block.Op{o})
+				err = errors.Join(o.Err, dev.Close())
+			}
+			slow <- err
+		}()
+		<-reached
+		remove := d.fs.Inject(crashfs.Fault{Err: errIO, Match: ofLeg(crashfs.Write)})
+		d.submit(writeOp(0, 4096))
+		remove()
+		if n := fs.handles(legImage); n == 0 {
+			t.Error("it is closed, and somebody writes to it")
+		}
+		close(goOn)
+		d.must(<-slow)
+		copy(d.data[1<<20:], bytes.Repeat([]byte{7}, 4096))
+		if n := fs.handles(legImage); n != 0 {
+			t.Errorf("%d handles of it are left", n)
+		}
+		_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
+		d.must(err)
+		d.must(d.p.SyncMirror(ctx, "v", nil))
+		d.verify()
 		d.must(d.p.Close(ctx))
 	})
 }

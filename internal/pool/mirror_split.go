@@ -125,15 +125,16 @@ func (m *mirror) separate(frozen uint64) (copied uint64, err error) {
 	if err := m.volume.sync(); err != nil {
 		return 0, err
 	}
-	file := m.get()
-	if file == nil {
+	l := m.hold()
+	if l == nil {
 		return 0, fmt.Errorf("file %s: %w", m.path, block.ErrClosed)
 	}
-	if err := file.Sync(); err != nil {
+	defer l.letGo()
+	if err := l.Sync(); err != nil {
 		err = fmt.Errorf("sync file %s: %w", m.path, err)
 		return 0, errors.Join(err, m.drop(err))
 	}
-	seal, err := sealOf(p.opts.FS, m.path, file)
+	seal, err := sealOf(p.opts.FS, m.path, l)
 	if err != nil {
 		return 0, err
 	}
@@ -192,7 +193,11 @@ func (p *Pool) resync(ctx context.Context, ref SnapshotRef) (*mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	known := changedSince(p.opts.FS, m.path, m.get(), &s.Copy.Seal) == nil
+	known := false
+	if l := m.hold(); l != nil {
+		known = changedSince(p.opts.FS, m.path, l, &s.Copy.Seal) == nil
+		l.letGo()
+	}
 	if known {
 		if err = m.recordSince(ctx, ref); errors.Is(err, ErrInvalid) { // somebody else has changed the volume's file
 			known, err = false, nil

@@ -229,10 +229,11 @@ func (m *mirror) worthwhile(ops []*block.Op) bool {
 
 // follow does to the leg what ops do to the volume, all or those that have not failed there. differ tells that what they did is not known.
 func (m *mirror) follow(ctx context.Context, ops []*block.Op, all bool) (differ bool, err error) {
-	file := m.get()
-	if file == nil {
+	l := m.hold()
+	if l == nil {
 		return false, block.ErrClosed
 	}
+	defer l.letGo()
 	for i := 0; i < len(ops); {
 		op := ops[i]
 		if op.Length == 0 || !all && op.Err != nil {
@@ -247,14 +248,14 @@ func (m *mirror) follow(ctx context.Context, ops []*block.Op, all bool) (differ 
 				bufs = append(bufs, ops[i+n].Data)
 				end += ops[i+n].Length
 			}
-			err = file.WriteAt(bufs, op.Offset)
+			err = l.WriteAt(bufs, op.Offset)
 		case block.OpZero:
-			err = zeroFile(file, op.Offset, op.Length)
+			err = zeroFile(l, op.Offset, op.Length)
 		case block.OpZeroAllocated:
-			err = writeZeros(file, op.Offset, op.Length)
+			err = writeZeros(l, op.Offset, op.Length)
 		case block.OpDiscard:
 			var unknown bool
-			unknown, err = m.discard(ctx, file, op)
+			unknown, err = m.discard(ctx, l, op)
 			differ = differ || unknown
 		}
 		if err != nil {
