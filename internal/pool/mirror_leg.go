@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"varve/internal/vfs"
@@ -15,6 +16,36 @@ type leg struct {
 	vfs.File
 	lock  io.Closer
 	users atomic.Int64 // the mirror is one while it has it
+
+	written atomic.Uint64 // counts changes
+	syncing sync.Mutex    // held across a sync, so that many share one
+	synced  uint64        // one more than written was when all of that had been synced: after opening, nothing has
+	lost    error         // why a sync failed
+}
+
+// WriteAt implements vfs.File.
+func (l *leg) WriteAt(bufs [][]byte, off int64) error {
+	defer l.written.Add(1)
+	return l.File.WriteAt(bufs, off)
+}
+
+// PunchHole implements vfs.File.
+func (l *leg) PunchHole(off, length int64) error {
+	defer l.written.Add(1)
+	return l.File.PunchHole(off, length)
+}
+
+// Sync implements vfs.File. Of two who sync a file at the same time the kernel tells but one that what was written is lost, and no one who
+// comes later: here all are told.
+func (l *leg) Sync() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	if now := l.written.Load(); l.lost == nil && l.synced <= now {
+		if l.lost = l.File.Sync(); l.lost == nil {
+			l.synced = now + 1
+		}
+	}
+	return l.lost
 }
 
 // openLeg opens a file that is to be written as a volume's leg, and takes its lock.

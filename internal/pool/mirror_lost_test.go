@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"varve/internal/block"
@@ -131,6 +133,41 @@ func TestLegIsClosedWhenNobodyUsesIt(t *testing.T) {
 		_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
 		d.must(err)
 		d.must(d.p.SyncMirror(ctx, "v", nil))
+		d.verify()
+		d.must(d.p.Close(ctx))
+	})
+}
+
+// TestLegIsSyncedByOneAtATime: of two syncs of one file at the same time the kernel tells but one that what was written is lost. The other one must not
+// take the regions for the same.
+func TestLegIsSyncedByOneAtATime(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		fs := d.rehook()
+		d.submit(writeOp(1<<20, 4096))
+		defer d.fs.Inject(crashfs.Fault{Err: errIO, Times: 1, Match: ofLeg(crashfs.Sync)})()
+		cleared := make(chan struct{})
+		var ends atomic.Bool
+		fs.once(of(legImage, crashfs.Sync, true), func() { // it has failed, which nobody knows yet
+			go func() {
+				defer close(cleared)
+				defer ends.Store(true)
+				_ = d.p.ClearRegions("v") // that the leg has failed is told by the flush
+			}()
+			for i := 0; i < 1e5 && !ends.Load(); i++ { // or it waits for this one
+				runtime.Gosched()
+			}
+		})
+		d.flush()
+		<-cleared
+		_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
+		d.must(err)
+		if n := d.p.Differing("v"); !slices.Equal(n, []uint64{1}) {
+			t.Errorf("regions %v differ", n)
+		}
+		d.must(d.p.SyncMirror(ctx, "v", nil))
+		d.flush()
+		d.crash(crashfs.DropAll)
 		d.verify()
 		d.must(d.p.Close(ctx))
 	})
