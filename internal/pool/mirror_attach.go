@@ -212,10 +212,10 @@ func (m *mirror) again(sizeBytes int64) error {
 	if err != nil {
 		return err
 	}
-	same := m.sameAsVolume(l)
+	same := m.sameAsSealed(l) && m.sameAsVolume(l) // before anybody waits for it
 	err = m.volume.alone(func(open func()) error {
-		err := m.set(func(now *catalogue.Mirroring, to *catalogue.SetMirror) bool {
-			if now.Seal.Closed && changedSince(m.pool.opts.FS, m.path, l, &now.Seal) != nil || !same {
+		err := m.set(func(_ *catalogue.Mirroring, to *catalogue.SetMirror) bool {
+			if !same {
 				m.regions.reset()
 				to.Synced = 0
 			}
@@ -236,6 +236,17 @@ func (m *mirror) again(sizeBytes int64) error {
 		l.unlock()
 	}
 	return err
+}
+
+// sameAsSealed tells whether a file is what the leg was when it was sealed, if it was: nothing has been written to it since.
+func (m *mirror) sameAsSealed(file vfs.File) bool {
+	m.pool.mu.RLock()
+	var seal catalogue.Seal
+	if v := m.pool.cat.Volume(m.volume.number); v != nil && v.Mirror != nil {
+		seal = v.Mirror.Seal
+	}
+	m.pool.mu.RUnlock()
+	return !seal.Closed || changedSince(m.pool.opts.FS, m.path, file, &seal) == nil
 }
 
 // sameAsVolume tells whether a file is what the leg was, by blocks that should be the same on both sides.

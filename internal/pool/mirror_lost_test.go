@@ -172,3 +172,33 @@ func TestLegIsSyncedByOneAtATime(t *testing.T) {
 		d.must(d.p.Close(ctx))
 	})
 }
+
+// TestSlowLegHoldsUpNobodyElse: while it is looked whether a leg that has failed is what it was, nobody has the log alone, so that all other volumes are
+// written to.
+func TestSlowLegHoldsUpNobodyElse(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		d.must(d.p.Close(ctx))
+		d.must(d.fs.Rename(legImage, "/elsewhere"))
+		fs := &hooked{FS: d.fs}
+		d.opts.FS = fs
+		d.open()
+		d.must(d.fs.Rename("/elsewhere", legImage))
+		reads := 0
+		fs.on(func(o crashfs.Op, done bool) {
+			if o.Path == legImage && o.Kind == crashfs.Read && !done {
+				if reads++; d.p.Leading() {
+					t.Errorf("the log is held alone while the leg is read at %d", o.Offset)
+				}
+			}
+		})
+		_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
+		d.must(err)
+		fs.on(nil)
+		if reads == 0 {
+			t.Fatal("nothing of the leg was read")
+		}
+		d.verify()
+		d.must(d.p.Close(ctx))
+	})
+}
