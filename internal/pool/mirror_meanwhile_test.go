@@ -3,8 +3,10 @@ package pool_test
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"testing"
 
+	"varve/internal/block"
 	"varve/internal/pool"
 	"varve/internal/vfs/crashfs"
 )
@@ -182,5 +184,43 @@ func TestCopyingEndsWhenTheMirrorIsDetached(t *testing.T) {
 			t.Errorf("the copying ends with %v, told is %+v", err, d.events)
 		}
 		d.goesOn()
+	})
+}
+
+// TestGateIsShutUntilWhatDiffersIsNoted: who splits a mirror off, alone with the gate, finds what a write has left of which one side alone may have taken.
+func TestGateIsShutUntilWhatDiffersIsNoted(t *testing.T) {
+	eachLayout(t, func(t *testing.T, layout string) {
+		d := attached(t, layout, 3<<20)
+		fs := d.rehook()
+		reached, goOn := make(chan struct{}), make(chan struct{})
+		fs.once(of(legImage, crashfs.Write, false), func() {
+			close(reached)
+			<-goOn
+		})
+		wrote := make(chan error)
+		o := writeOp(0, 4096)
+		go func() {
+			dev, err := d.p.OpenVolume("v")
+			if err == nil {
+				dev.Submit(ctx, []*block.Op{o})
+				err = errors.Join(o.Err, dev.Close())
+			}
+			wrote <- err
+		}()
+		<-reached
+		release := d.p.HoldRegions("v")
+		close(goOn)
+		for range 10000 {
+			if d.p.GateFree("v") {
+				t.Error("the gate can be had, and what differs is not noted")
+				break
+			}
+			runtime.Gosched()
+		}
+		release()
+		d.must(<-wrote)
+		copy(d.data, o.Data)
+		d.verify()
+		d.must(d.p.Close(ctx))
 	})
 }

@@ -127,15 +127,18 @@ func (v *volume) round(ctx context.Context, ops []*block.Op) {
 		}
 		in := regionsOf(blocks)
 		err := m.enter(in)
-		differ := false
 		again = !v.through(m, func() {
-			if err != nil {
+			differ := false
+			if err == nil {
+				differ = m.write(ctx, ops, blocks)
+			} else {
 				failAll(ops, fmt.Errorf("write volume %q at %d: record that its mirror may differ: %w", v.name(), ops[0].Offset, err))
-				return
 			}
-			differ = m.write(ctx, ops, blocks)
+			m.regions.leave(in, differ) // before anybody has the gate alone, who may split off what does not differ
 		})
-		m.regions.leave(in, differ)
+		if again {
+			m.regions.leave(in, false)
+		}
 	}
 }
 
