@@ -176,6 +176,16 @@ func (m *mirror) reset() error {
 	return err
 }
 
+// resetMirrors has everything copied to all legs, which are newer than volumes that have gone back.
+func (p *Pool) resetMirrors() error {
+	for _, m := range p.mirrors() {
+		if err := m.reset(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // unsync has everything copied to a volume's mirror, if it has one: the volume is another one by an operation that says so durably. mu is held.
 func (p *Pool) unsync(number uint64) {
 	if m := p.volumes[number].mirror.Load(); m != nil {

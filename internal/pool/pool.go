@@ -154,7 +154,11 @@ func openWritable(ctx context.Context, o Options, how *opening) (*Pool, error) {
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
 	}
 	p.openPlaces()
-	if err := p.openMirrors(ctx); err != nil {
+	err = p.openMirrors(ctx)
+	if err == nil && how.cut != nil {
+		err = p.resetMirrors()
+	}
+	if err != nil {
 		p.abandon()
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
 	}
