@@ -180,8 +180,13 @@ func (d *Daemon) DetachMirror(ctx context.Context, volume string) error {
 	if err := d.pool.DetachMirror(ctx, volume); err != nil {
 		return hinted(err, pool.ErrNotFound, "see what is mirrored: varve volume show %s", volume)
 	}
+	return d.endMirrorJob(ctx, info.ID)
+}
+
+// endMirrorJob ends the job that copied to a leg that a volume has no more, and returns when it has ended: the next leg gets one of its own.
+func (d *Daemon) endMirrorJob(ctx context.Context, volume uuid.UUID) error {
 	d.mirrors.mu.Lock()
-	id := d.mirrors.jobs[info.ID]
+	id := d.mirrors.jobs[volume]
 	d.mirrors.mu.Unlock()
 	if id != "" { // it would find out of itself, but for a paused one
 		d.jobs.cancel(id, errCancelled)
@@ -191,7 +196,7 @@ func (d *Daemon) DetachMirror(ctx context.Context, volume string) error {
 	}
 	d.mirrors.mu.Lock()
 	defer d.mirrors.mu.Unlock()
-	delete(d.mirrors.stopped, info.ID)
+	delete(d.mirrors.stopped, volume)
 	return nil
 }
 
@@ -254,6 +259,9 @@ func (d *Daemon) checkMirrored(r contract.CreateSnapshot) error {
 // splitOff is pool.CreateSnapshot of a mirrored volume, by its leg.
 func (d *Daemon) splitOff(ctx context.Context, volumes []string, spec pool.SnapshotSpec) ([]pool.SnapshotInfo, pool.Timing, error) {
 	info, took, err := d.pool.SplitMirror(ctx, volumes[0], spec)
+	if err == nil {
+		err = d.endMirrorJob(ctx, info.VolumeID) // it may still be about to find out that it has done all
+	}
 	return []pool.SnapshotInfo{info}, took, err
 }
 
