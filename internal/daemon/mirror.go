@@ -249,6 +249,9 @@ func (d *Daemon) checkMirrored(r contract.CreateSnapshot) error {
 		return err
 	case r.To != "" && resolved(r.To) != resolved(mirror.File):
 		return refuse(contract.CodeRefused, "volume %q is mirrored to %s already", volume, mirror.File).WithHint("leave --to out")
+	case mirror.State == contract.MirrorFailed:
+		return refuse(contract.CodeRefused, "the mirror of volume %q has failed: %s", volume, mirror.Reason).
+			WithHint("once that is mended: varve mirror attach %s --to %s", volume, mirror.File)
 	case mirror.State != contract.MirrorInSync:
 		return refuse(contract.CodeRefused, "the mirror of volume %q is not in sync: %s", volume, mirror.State).
 			WithHint("wait for it: varve mirror status %s", volume)

@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,5 +85,25 @@ func TestNextMirrorIsCopiedTo(t *testing.T) {
 			}
 			await(t, "the next mirror is in sync", func() bool { return state() == contract.MirrorInSync })
 		})
+	}
+}
+
+// TestSplitOfAFailedMirror: nobody is told to wait for what does not come of itself.
+func TestSplitOfAFailedMirror(t *testing.T) {
+	dir := scratch(t)
+	data, leg := filepath.Join(dir, "d"), filepath.Join(dir, "leg")
+	d := start(t, data)
+	d.mustCreate(t, "web")
+	if _, err := d.AttachMirror("web", contract.AttachMirror{To: leg}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Stop(t.Context()), os.Remove(leg)); err != nil {
+		t.Fatal(err)
+	}
+	d = start(t, data)
+	_, err := d.SplitMirror(t.Context(), "web", contract.SplitMirror{Name: "one"})
+	wantCode(t, err, contract.CodeRefused)
+	if hint := Describe(err).Hint; !strings.Contains(hint, "mirror attach web --to "+leg) {
+		t.Errorf("%v; hint: %s", err, hint)
 	}
 }
