@@ -25,6 +25,9 @@ func Create(ctx context.Context, repo *repository.Repo, sources []*Source, o Opt
 	so := repository.SessionOptions{ID: o.Record, LockUntil: o.LockUntil}
 	for _, s := range sources {
 		so.Volumes = append(so.Volumes, s.VolumeID)
+		if s.Type == repository.Differential {
+			so.Against = repository.AgainstOwn // it depends on nothing but its full
+		}
 	}
 	var err error
 	if so.Set, err = setOf(ctx, repo, sources); err != nil {
