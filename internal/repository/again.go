@@ -1,7 +1,12 @@
 package repository
 
 import (
+	"context"
+	"errors"
+	"fmt"
+
 	"varve/internal/block"
+	"varve/internal/objects"
 	"varve/internal/repository/chunk"
 	"varve/internal/repository/envelope"
 	"varve/internal/repository/pack"
@@ -38,4 +43,28 @@ func (a *again) flush() error {
 	b := a.open
 	a.open = nil
 	return a.s.put(b)
+}
+
+// nodesAgain puts a pack of the session's nodes once more, while it is there: nobody else has them. ErrFenced.
+func (s *Session) nodesAgain(ctx context.Context, id chunk.PackID) error {
+	d, err := s.repo.packs.Directory(ctx, envelope.Nodes, id)
+	b := pack.NewBuilder(s.repo.keys, envelope.Nodes, s.o.Set, s.repo.config.Parity)
+	if err == nil {
+		frames := make([]uint32, d.Len())
+		for i := range frames {
+			frames[i] = uint32(i)
+		}
+		err = s.repo.packs.Frames(ctx, envelope.Nodes, id, frames, func(i int, plain []byte) error {
+			encoded, enc := pack.Encode(nil, plain)
+			b.Append(d.Entry(uint32(i)).ID, encoded, enc, len(plain), nil)
+			return nil
+		})
+	}
+	if errors.Is(err, pack.ErrElsewhere) || errors.Is(err, objects.ErrNotFound) {
+		return fmt.Errorf("commit backup %s: nodes of its map were swept: %w", s.o.ID, ErrFenced)
+	}
+	if err != nil {
+		return err
+	}
+	return s.put(b)
 }

@@ -95,20 +95,13 @@ func decodeCandidate(b []byte, record string) (Candidate, error) {
 
 // CandidatePart is a candidate's object: what Candidates visits.
 type CandidatePart struct {
-	objects.Info
+	Stored
 	Candidate
 }
 
 // Candidates visits the parts of all candidates in the order of their names.
 func (r *Repo) Candidates(ctx context.Context, visit func(CandidatePart) error) error {
-	var found []objects.Info
-	err := r.store.List(ctx, candidatePrefix, func(i objects.Info) error {
-		if isCopy(i.Name) {
-			return nil
-		}
-		found = append(found, i)
-		return nil
-	})
+	found, err := r.Stored(ctx, candidatePrefix)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
-	"varve/internal/objects"
 	"varve/internal/repository/chunk"
 	"varve/internal/repository/envelope"
 	"varve/internal/repository/maptree"
@@ -44,7 +43,17 @@ func (s *Session) Commit(ctx context.Context, rec *Record, source Source) error 
 	if err := s.tell(ctx, rec); err != nil {
 		return err
 	}
-	if err := s.secure(ctx, rec, source); err != nil {
+	err := s.secure(ctx, rec, source)
+	if err == nil {
+		err = s.retain(ctx, rec)
+	}
+	if IsLost(err) {
+		// What is not there may have been swept, once the session was given up.
+		if fenced := s.unfenced(ctx); fenced != nil {
+			err = fenced
+		}
+	}
+	if err != nil {
 		return err
 	}
 	s.stage("commit", time.Since(committing))
@@ -83,14 +92,14 @@ func (s *Session) Commit(ctx context.Context, rec *Record, source Source) error 
 
 // unfenced is ErrFenced if a pruner has given the session up.
 func (s *Session) unfenced(ctx context.Context) error {
-	_, err := s.repo.store.Stat(ctx, fencePrefix+s.o.ID)
-	if errors.Is(err, objects.ErrNotFound) {
-		return nil
-	}
-	if err == nil {
+	fenced, err := s.repo.There(ctx, fencePrefix+s.o.ID)
+	if err == nil && fenced {
 		err = ErrFenced
 	}
-	return fmt.Errorf("commit backup %s: %w", s.o.ID, err)
+	if err != nil {
+		return fmt.Errorf("commit backup %s: %w", s.o.ID, err)
+	}
+	return nil
 }
 
 func (s *Session) stage(name string, took time.Duration) {
@@ -121,7 +130,7 @@ func (s *Session) secure(ctx context.Context, rec *Record, source Source) error 
 
 // doomed are the packs that the maps name and that are condemned, or gone: of others, and of its own, if it slept for
 // longer than the grace. Marks are listed first: a pruner deletes its mark after the packs.
-func (s *Session) doomed(ctx context.Context) (map[chunk.PackID]bool, error) {
+func (s *Session) doomed(ctx context.Context) (map[chunk.PackID]envelope.Kind, error) {
 	s.mu.Lock()
 	relied := maps.Clone(s.relied)
 	s.mu.Unlock()
@@ -130,7 +139,7 @@ func (s *Session) doomed(ctx context.Context) (map[chunk.PackID]bool, error) {
 		return nil, err
 	}
 	var mu sync.Mutex
-	doomed := map[chunk.PackID]bool{}
+	doomed := map[chunk.PackID]envelope.Kind{}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(16)
 	for p, kind := range relied {
@@ -140,11 +149,8 @@ func (s *Session) doomed(ctx context.Context) (map[chunk.PackID]bool, error) {
 					return err
 				}
 			}
-			if kind == envelope.Nodes {
-				return fmt.Errorf("commit backup %s: nodes of its map were condemned: %w", s.o.ID, ErrFenced)
-			}
 			mu.Lock()
-			doomed[p] = true
+			doomed[p] = kind
 			mu.Unlock()
 			return nil
 		})
@@ -176,18 +182,28 @@ func (s *Session) basesStay(ctx context.Context, rec *Record) error {
 	return nil
 }
 
-// storeAgain puts chunks of the new backups that lie in doomed packs into new ones, with an index run that
-// tells where: maps keep their hints, which are wrong from then on.
-func (s *Session) storeAgain(ctx context.Context, rec *Record, doomed map[chunk.PackID]bool, source Source) error {
+// storeAgain puts what lies in doomed packs into new ones: the session's nodes and the chunks of the new backups. An index run
+// tells where they are: maps keep their hints, which are wrong from then on.
+func (s *Session) storeAgain(ctx context.Context, rec *Record, doomed map[chunk.PackID]envelope.Kind, source Source) error {
+	for p, kind := range doomed {
+		if kind == envelope.Nodes {
+			if err := s.nodesAgain(ctx, p); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.writeRun(ctx); err != nil {
+		return err
+	}
 	b := &again{s: s, done: map[chunk.ID]bool{}}
 	for member, m := range rec.Backups {
 		tree := s.repo.Tree(m.Root)
 		err := tree.Walk(ctx, 0, s.repo.Regions(m.SizeBytes), func(index uint64, r maptree.Region) error {
 			for c, ch := range r.Chunks {
-				if !doomed[ch.Place.Pack] || b.done[ch.ID] {
+				if _, is := doomed[ch.Place.Pack]; !is || b.done[ch.ID] {
 					continue
 				}
-				plain, err := s.repo.chunkAt(ctx, ch.ID, ch.Place)
+				plain, err := s.repo.ReadChunk(ctx, ch.ID, ch.Place)
 				if err != nil {
 					if plain, err = source(ctx, member, index, r, c); err != nil {
 						return err

@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,6 +45,7 @@ type wireVerdict struct {
 type wireLedger struct {
 	At       int64         `cbor:"1,keyasint"` // by the store's clock as far as it is known
 	Verdicts []wireVerdict `cbor:"2,keyasint"`
+	More     []wireLedger  `cbor:"3,keyasint,omitempty"` // what was found at other times: pages were made one
 }
 
 // MaxVerdicts is how many verdicts one ledger object holds.
@@ -75,63 +77,88 @@ func (r *Repo) PutLedger(ctx context.Context, at time.Time, verdicts []Verdict) 
 	if err := r.putPages(ctx, seenPages, at, seen); err != nil {
 		return err
 	}
-	return r.refreshLost(ctx)
+	return r.RefreshLost(ctx)
 }
 
 func (r *Repo) putPages(ctx context.Context, prefix string, at time.Time, verdicts []Verdict) error {
 	for page := range slices.Chunk(verdicts, MaxVerdicts) {
-		w := wireLedger{At: at.UnixNano()}
-		for _, v := range page {
-			w.Verdicts = append(w.Verdicts, wireVerdict{v.Object, uint8(v.Condition), v.Frames})
-		}
-		plain, err := cbor.Marshal(w)
-		if err != nil {
-			return err
-		}
-		if _, err := r.putSmall(ctx, envelope.Ledger, prefix+newObjectID(), plain); err != nil {
+		if err := r.putPage(ctx, prefix, wireLedger{At: at.UnixNano(), Verdicts: wireVerdicts(page)}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Ledger visits what was written down, page by page in no order.
+func (r *Repo) putPage(ctx context.Context, prefix string, w wireLedger) error {
+	plain, err := cbor.Marshal(w)
+	if err != nil {
+		return err
+	}
+	_, err = r.putSmall(ctx, envelope.Ledger, prefix+newObjectID(), plain)
+	return err
+}
+
+func wireVerdicts(verdicts []Verdict) []wireVerdict {
+	w := make([]wireVerdict, 0, len(verdicts))
+	for _, v := range verdicts {
+		w = append(w, wireVerdict{v.Object, uint8(v.Condition), v.Frames})
+	}
+	return w
+}
+
+// Ledger visits what was written down, in no order. The verdicts of a page are visited by the times at which they were found.
 func (r *Repo) Ledger(ctx context.Context, visit func(name string, at time.Time, verdicts []Verdict) error) error {
 	return r.pages(ctx, ledgerPrefix, visit)
 }
 
 func (r *Repo) pages(ctx context.Context, prefix string, visit func(name string, at time.Time, verdicts []Verdict) error) error {
-	var names []string
-	err := r.store.List(ctx, prefix, func(i objects.Info) error {
-		if !isCopy(i.Name) {
-			names = append(names, i.Name)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		_, plain, err := r.keys.LoadObject(ctx, r.store, name, envelope.Ledger)
-		if err != nil && lostThere(err) {
-			continue // what it knew has to be found again
-		}
+	known := map[string]bool{}
+	for vanished := true; vanished; {
+		pages, err := r.Stored(ctx, prefix)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", name, err)
-		}
-		var w wireLedger
-		if decode(plain, &w) != nil {
-			continue
-		}
-		verdicts := make([]Verdict, 0, len(w.Verdicts))
-		for _, v := range w.Verdicts {
-			verdicts = append(verdicts, Verdict{v.Object, Condition(v.Condition), v.Frames})
-		}
-		if err := visit(name, at(w.At), verdicts); err != nil {
 			return err
+		}
+		vanished = false
+		for _, page := range pages {
+			if known[page.Name] {
+				continue
+			}
+			known[page.Name] = true
+			w, err := r.page(ctx, page.Name)
+			if errors.Is(err, objects.ErrNotFound) {
+				vanished = true // it was made one with others: look again
+				continue
+			}
+			if err != nil && !IsLost(err) {
+				return fmt.Errorf("read %s: %w", page.Name, err)
+			}
+			// What a lost page knew has to be found again.
+			for _, part := range append(w.More, w) {
+				if len(part.Verdicts) == 0 {
+					continue
+				}
+				verdicts := make([]Verdict, 0, len(part.Verdicts))
+				for _, v := range part.Verdicts {
+					verdicts = append(verdicts, Verdict{v.Object, Condition(v.Condition), v.Frames})
+				}
+				if err := visit(page.Name, at(part.At), verdicts); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil
+}
+
+func (r *Repo) page(ctx context.Context, name string) (w wireLedger, err error) {
+	_, plain, err := r.keys.LoadObject(ctx, r.store, name, envelope.Ledger)
+	if err != nil {
+		return w, err
+	}
+	if err := decode(plain, &w); err != nil {
+		return wireLedger{}, err
+	}
+	return w, nil
 }
 
 // lost is what cannot be read, as far as the ledger knows.
@@ -161,7 +188,8 @@ func (r *Repo) everLost(ctx context.Context) (map[string]datedVerdict, error) {
 	return last, err
 }
 
-func (r *Repo) refreshLost(ctx context.Context) error {
+// RefreshLost takes in what the ledger tells to be lost.
+func (r *Repo) RefreshLost(ctx context.Context) error {
 	last, err := r.everLost(ctx)
 	if err != nil {
 		return err
@@ -195,11 +223,18 @@ func packOf(stem string) (id chunk.PackID, ok bool) {
 	return id, err == nil && n == len(id)
 }
 
-// unusable tells whether a place is known to be lost: what is there has to be stored again.
+// unusable tells whether a place is known to be lost or condemned: what is there has to be stored again.
 func (r *Repo) unusable(p chunk.Place) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.lost != nil && r.lost.has(p)
+	return r.doomed[p.Pack] || r.lost != nil && r.lost.has(p)
+}
+
+// doom has a pack not be relied on until the next refresh.
+func (r *Repo) doom(id chunk.PackID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.doomed[id] = true
 }
 
 // Lost tells whether any place is known to be lost, and which, as of the last refresh.

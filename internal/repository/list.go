@@ -28,36 +28,49 @@ type Unreadable struct {
 	Err    error
 }
 
+func (u *Unreadable) Error() string { return fmt.Sprintf("record %s: %v", u.Record, u.Err) }
+
+// Unwrap returns the reason.
+func (u *Unreadable) Unwrap() error { return u.Err }
+
 // listing is what the store's names say.
 type listing struct {
-	records map[string]objects.Info
-	deleted map[string]bool // backups
-	fenced  map[string]bool // records
+	deleted map[string]Stored // tombstones, by backup
+	records map[string]Stored
+	fenced  map[string]Stored // by record
 }
 
+// gone tells whether a backup was deleted. A record that could not be read is deleted as a whole, under its own id.
+func (l *listing) gone(rec *Record, backup string) bool {
+	_, one := l.deleted[backup]
+	_, all := l.deleted[rec.ID]
+	return one || all
+}
+
+// list lists tombstones before records: they are deleted after them, so that a record that was seen without a tombstone was not
+// deleted when the listing began. Fences come last: a record was put without one if there is none now, or was found whole.
 func (r *Repo) list(ctx context.Context) (l listing, err error) {
-	l = listing{records: map[string]objects.Info{}, deleted: map[string]bool{}, fenced: map[string]bool{}}
-	g, gctx := errgroup.WithContext(ctx)
-	each := func(prefix string, visit func(id string, i objects.Info)) {
-		g.Go(func() error {
-			return r.store.List(gctx, prefix, func(i objects.Info) error {
-				if id := strings.TrimPrefix(i.Name, prefix); ValidID(id) {
-					visit(id, i)
-				} else if id := strings.TrimPrefix(envelope.Stem(i.Name), prefix); ValidID(id) && prefix == recordPrefix {
-					visit(id, i) // a copy that a repair made: the original may be gone
-				}
-				return nil
-			})
-		})
-	}
-	each(recordPrefix, func(id string, i objects.Info) {
-		if _, ok := l.records[id]; !ok {
-			l.records[id] = i
+	for _, part := range []struct {
+		prefix string
+		to     *map[string]Stored
+	}{{deletedPrefix, &l.deleted}, {recordPrefix, &l.records}, {fencePrefix, &l.fenced}} {
+		if *part.to, err = r.byID(ctx, part.prefix); err != nil {
+			return l, err
 		}
-	})
-	each(deletedPrefix, func(id string, _ objects.Info) { l.deleted[id] = true })
-	each(fencePrefix, func(id string, _ objects.Info) { l.fenced[id] = true })
-	return l, g.Wait()
+	}
+	return l, nil
+}
+
+// byID lists objects that are named by the ids of backups or records.
+func (r *Repo) byID(ctx context.Context, prefix string) (map[string]Stored, error) {
+	found, err := r.Stored(ctx, prefix)
+	out := make(map[string]Stored, len(found))
+	for _, o := range found {
+		if id := strings.TrimPrefix(o.Name, prefix); ValidID(id) {
+			out[id] = o
+		}
+	}
+	return out, err
 }
 
 // Records loads all records that exist, also those whose backups are deleted, oldest first.
@@ -162,11 +175,13 @@ func (r *Repo) Backups(ctx context.Context) ([]Listed, []Unreadable, error) {
 	var out []Listed
 	for _, rec := range records {
 		for _, b := range rec.Backups {
-			if !l.deleted[b.ID] {
-				out = append(out, Listed{Backup: b, Record: rec, PutAt: l.records[rec.ID].Modified, Doubtful: l.fenced[rec.ID]})
+			if !l.gone(rec, b.ID) {
+				_, fenced := l.fenced[rec.ID]
+				out = append(out, Listed{Backup: b, Record: rec, PutAt: l.records[rec.ID].Modified, Doubtful: fenced})
 			}
 		}
 	}
+	unreadable = slices.DeleteFunc(unreadable, func(u Unreadable) bool { _, gone := l.deleted[u.Record]; return gone })
 	return out, unreadable, nil
 }
 
@@ -193,18 +208,22 @@ func (r *Repo) Backup(ctx context.Context, id string) (Listed, error) {
 	}
 	for _, u := range unreadable {
 		if u.Record == id || len(id) >= 4 && strings.HasPrefix(u.Record, id) {
-			return Listed{}, fmt.Errorf("backup %s: %w", id, u.Err)
+			return Listed{}, &u
 		}
 	}
 	return Listed{}, fmt.Errorf("backup %s: %w", id, ErrNotFound)
 }
 
-// Delete makes a backup invisible at once; prune gives its space back. It harms no other. ErrNotFound.
+// Delete makes a backup invisible at once; prune gives its space back. It harms no other. A record that cannot be read is
+// deleted whole, by its id or that of its only backup. ErrNotFound.
 func (r *Repo) Delete(ctx context.Context, id string) error {
 	if r.noWrite != nil {
 		return fmt.Errorf("delete backup %s: %w", id, r.noWrite)
 	}
 	b, err := r.Backup(ctx, id)
+	if lost := (*Unreadable)(nil); errors.As(err, &lost) {
+		return r.tombstone(ctx, lost.Record)
+	}
 	if err != nil {
 		return err
 	}

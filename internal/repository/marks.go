@@ -16,7 +16,7 @@ const condemnedPrefix = "condemned/"
 
 // Mark is a list of packs that will be deleted. What is in it stays condemned for ever.
 type Mark struct {
-	objects.Info
+	Stored
 	Packs []MarkedPack
 }
 
@@ -65,13 +65,7 @@ const MaxMarked = 1 << 16
 
 // Marks visits all marks.
 func (r *Repo) Marks(ctx context.Context, visit func(Mark) error) error {
-	var found []objects.Info
-	err := r.store.List(ctx, condemnedPrefix, func(i objects.Info) error {
-		if !isCopy(i.Name) {
-			found = append(found, i)
-		}
-		return nil
-	})
+	found, err := r.Stored(ctx, condemnedPrefix)
 	if err != nil {
 		return err
 	}
@@ -90,7 +84,7 @@ func (r *Repo) Marks(ctx context.Context, visit func(Mark) error) error {
 		if len(w.Chunks)%16 != 0 || len(w.Nodes)%16 != 0 {
 			return fmt.Errorf("read %s: %w", i.Name, ErrDamaged)
 		}
-		m := Mark{Info: i}
+		m := Mark{Stored: i}
 		for b := w.Chunks; len(b) > 0; b = b[16:] {
 			m.Packs = append(m.Packs, MarkedPack{ID: chunk.PackID(b[:16])})
 		}

@@ -2,9 +2,9 @@ package repository
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -92,8 +92,9 @@ func (p *Pin) renew(ctx context.Context) error {
 	p.mu.Lock()
 	p.until, p.seq = before.Add(pinFor), seq+1
 	p.mu.Unlock()
-	if seq > 0 {
-		_ = p.repo.store.Delete(ctx, pinName(p.id, seq-1))
+	// The one before stays: a listing may miss what comes and what goes meanwhile, but not both of two.
+	if seq > 1 {
+		_ = p.repo.store.Delete(ctx, pinName(p.id, seq-2))
 	}
 	return nil
 }
@@ -117,48 +118,45 @@ func (p *Pin) Release() {
 	p.mu.Lock()
 	seq := p.seq
 	p.mu.Unlock()
-	if seq > 0 {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		_ = p.repo.store.Delete(ctx, pinName(p.id, seq-1)) // if this fails it expires
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for at := max(seq-2, 0); at < seq; at++ {
+		_ = p.repo.store.Delete(ctx, pinName(p.id, at)) // if this fails it expires
 	}
 }
 
-// Pinned are the backups that somebody reads, given what time it is by the store's clock; expired are the names of pins that hold no more.
-func (r *Repo) Pinned(ctx context.Context, now time.Time) (held map[string]bool, expired []string, err error) {
-	var found []objects.Info
-	err = r.store.List(ctx, pinPrefix, func(i objects.Info) error {
-		if !isCopy(i.Name) {
-			found = append(found, i)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	held = map[string]bool{}
-	for _, i := range found {
-		_, plain, err := r.keys.LoadObject(ctx, r.store, i.Name, envelope.Pin)
-		if errors.Is(err, objects.ErrNotFound) {
-			continue
-		}
+// Pinned are the backups that somebody reads, given what time it is by the store's clock, and the pins that hold no more.
+func (r *Repo) Pinned(ctx context.Context, now time.Time) (held map[string]bool, expired []Stored, err error) {
+	held, known := map[string]bool{}, map[string]bool{}
+	for vanished := true; vanished; {
+		found, err := r.Stored(ctx, pinPrefix)
 		if err != nil {
-			return nil, nil, fmt.Errorf("read %s: %w", i.Name, err)
+			return nil, nil, err
 		}
-		var w wirePin
-		if err := decode(plain, &w); err != nil {
-			return nil, nil, fmt.Errorf("read %s: %w", i.Name, err)
+		vanished = false
+		for _, p := range found {
+			if known[p.Name] {
+				continue
+			}
+			_, plain, err := r.keys.LoadObject(ctx, r.store, p.Name, envelope.Pin)
+			if errors.Is(err, objects.ErrNotFound) {
+				vanished = true // released, or renewed under another name: look again
+				continue
+			}
+			if err != nil {
+				return nil, nil, fmt.Errorf("read %s: %w", p.Name, err)
+			}
+			known[p.Name] = true
+			var w wirePin
+			if err := decode(plain, &w); err != nil {
+				return nil, nil, fmt.Errorf("read %s: %w", p.Name, err)
+			}
+			if now.Sub(p.Modified) > time.Duration(w.For) {
+				expired = append(expired, p)
+				continue
+			}
+			held[hex.EncodeToString(w.Backup)] = true
 		}
-		if now.Sub(i.Modified) > time.Duration(w.For) {
-			expired = append(expired, i.Name)
-			continue
-		}
-		held[fmt.Sprintf("%x", w.Backup)] = true
 	}
 	return held, expired, nil
-}
-
-// isCopy tells the name of a copy that a repair made.
-func isCopy(name string) bool {
-	return envelope.Stem(name) != name && !strings.HasPrefix(name, "keys/") && !strings.HasPrefix(name, "config")
 }

@@ -16,8 +16,8 @@ import (
 	"varve/internal/repository/seal"
 )
 
-// chunkAt reads a chunk where it is said to be, or wherever else the index knows it.
-func (r *Repo) chunkAt(ctx context.Context, id chunk.ID, hint chunk.Place) ([]byte, error) {
+// ReadChunk reads a chunk where it is said to be, or wherever else the index knows it: ErrDamaged if it is nowhere.
+func (r *Repo) ReadChunk(ctx context.Context, id chunk.ID, hint chunk.Place) ([]byte, error) {
 	return r.contentAt(ctx, envelope.Pack, id, hint)
 }
 
@@ -26,44 +26,61 @@ func (r *Repo) ReadNode(ctx context.Context, id chunk.ID, hint chunk.Place) ([]b
 	return r.contentAt(ctx, envelope.Nodes, id, hint)
 }
 
-// contentAt returns plain content whose id is right, or an error: ErrDamaged if it is lost wherever it was.
+// contentAt returns plain content whose id is right, or an error: ErrDamaged if it is lost wherever it was. Content
+// may be moved while it is looked for: it is lost only if an index that was listed after it was not found knows no other place.
 func (r *Repo) contentAt(ctx context.Context, kind envelope.Kind, id chunk.ID, hint chunk.Place) ([]byte, error) {
 	plain, err := r.frame(ctx, kind, id, hint)
-	if err == nil || !lostThere(err) {
+	if err == nil || !IsLost(err) {
 		return plain, err
 	}
-	for _, again := range []bool{false, true} {
-		if again && !r.indexOld() {
-			break
-		}
-		if again {
-			if rerr := r.refreshIndex(ctx); rerr != nil {
-				return nil, errors.Join(err, rerr)
-			}
-		}
+	tried := map[chunk.Place]bool{hint: true}
+	for pass := range maxMoves {
+		missed := time.Now()
 		elsewhere, ierr := r.index.Find(ctx, id)
 		if ierr != nil && !errors.Is(ierr, envelope.ErrLost) {
 			return nil, errors.Join(err, ierr)
 		}
+		before := len(tried)
 		for _, e := range elsewhere {
-			if e.Kind != kind || e.Place == hint {
+			if e.Kind != kind || tried[e.Place] {
 				continue
 			}
+			tried[e.Place] = true
 			plain, perr := r.frame(ctx, kind, id, e.Place)
-			if perr == nil || !lostThere(perr) {
+			if perr == nil || !IsLost(perr) {
 				return plain, perr
 			}
+		}
+		if pass > 0 && len(tried) == before {
+			break
+		}
+		if rerr := r.indexSince(ctx, missed); rerr != nil {
+			return nil, errors.Join(err, rerr)
 		}
 	}
 	return nil, fmt.Errorf("%s %s: %w: %w", noun(kind), id, ErrDamaged, err)
 }
 
-// indexOld tells that somebody may have written to the index since it was listed.
-func (r *Repo) indexOld() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return time.Since(r.listed) > time.Second
+// maxMoves is how often content is followed that is moved while it is looked for.
+const maxMoves = 10
+
+// indexSince lists the index unless that has been begun since a time.
+func (r *Repo) indexSince(ctx context.Context, since time.Time) error {
+	r.indexMu.Lock()
+	defer r.indexMu.Unlock()
+	if r.listed.After(since) {
+		return nil
+	}
+	begun := time.Now()
+	if err := r.index.Refresh(ctx); err != nil {
+		return err
+	}
+	r.listed = begun
+	return nil
 }
+
+// RefreshIndex lists the runs of the index.
+func (r *Repo) RefreshIndex(ctx context.Context) error { return r.indexSince(ctx, time.Now()) }
 
 func noun(kind envelope.Kind) string {
 	if kind == envelope.Nodes {
@@ -83,7 +100,7 @@ func (r *Repo) Hashes(ctx context.Context, c maptree.Chunk) ([]uint64, error) {
 	if err == nil && len(h) == c.Held.Count() {
 		return h, nil
 	}
-	if err != nil && !lostThere(err) {
+	if err != nil && !IsLost(err) {
 		return nil, err
 	}
 	elsewhere, err := r.index.Find(ctx, c.ID)
@@ -98,7 +115,7 @@ func (r *Repo) Hashes(ctx context.Context, c maptree.Chunk) ([]uint64, error) {
 		if err == nil && len(h) == c.Held.Count() {
 			return h, nil
 		}
-		if err != nil && !lostThere(err) {
+		if err != nil && !IsLost(err) {
 			return nil, err
 		}
 	}
@@ -143,8 +160,8 @@ func (r *Repo) RandomRegion(ctx context.Context, root maptree.Root) (index uint6
 	}
 }
 
-// lostThere tells errors of a place, which another place may make good, from those of the store.
-func lostThere(err error) bool {
+// IsLost tells errors of a place, which another place may make good, from those of the store.
+func IsLost(err error) bool {
 	return errors.Is(err, pack.ErrElsewhere) || errors.Is(err, envelope.ErrLost) || errors.Is(err, ErrDamaged) ||
 		errors.Is(err, envelope.ErrForeign) || errors.Is(err, seal.ErrForged) || errors.Is(err, maptree.ErrDamaged) || errors.Is(err, objects.ErrNotFound) || errors.Is(err, objects.ErrShort)
 }
@@ -154,17 +171,7 @@ func (r *Repo) Places(ctx context.Context, id chunk.ID) ([]index.Entry, error) {
 	return r.index.Find(ctx, id)
 }
 
-// packThere asks the store whether a pack, or a copy of it that a repair made, is there.
+// packThere asks the store whether a pack is there.
 func (r *Repo) packThere(ctx context.Context, kind envelope.Kind, id chunk.PackID) (bool, error) {
-	name := pack.Name(kind, id)
-	_, err := r.store.Stat(ctx, name)
-	if err == nil {
-		return true, nil
-	}
-	if !errors.Is(err, objects.ErrNotFound) {
-		return false, err
-	}
-	there := false
-	err = r.store.List(ctx, name+"-", func(objects.Info) error { there = true; return nil })
-	return there, err
+	return r.There(ctx, pack.Name(kind, id))
 }

@@ -49,12 +49,14 @@ type Repo struct {
 	noWrite error // why nothing may be written; nil if it may
 
 	refreshMu sync.Mutex // one refresh at a time
+	indexMu   sync.Mutex // one listing of the index at a time
+	listed    time.Time  // when the last one began, guarded by indexMu
 
 	mu      sync.Mutex
 	records map[string]*Record
 	tables  map[uuid.UUID]*index.Table // by set; the zero UUID in scope repository
 	lost    *lost
-	listed  time.Time // when the index was refreshed
+	doomed  map[chunk.PackID]bool // packs that were condemned when that was listed
 }
 
 // CreateOptions say what a new repository is.
@@ -238,30 +240,27 @@ func (r *Repo) BlockHash(b []byte) uint64 { return r.keys.BlockHash(b) }
 // Close closes the store.
 func (r *Repo) Close() error { return r.store.Close() }
 
-// refresh takes in what others have written, runs of the index and what is lost, and returns the table of what a set may share.
+// refresh takes in what others have written, runs of the index, what is lost and what is condemned, and returns the table of what a set may share.
 func (r *Repo) refresh(ctx context.Context, set uuid.UUID) (*index.Table, error) {
 	r.refreshMu.Lock()
 	defer r.refreshMu.Unlock()
-	if err := r.refreshLost(ctx); err != nil {
+	if err := r.RefreshLost(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.refreshIndex(ctx); err != nil {
+	condemned, err := r.Condemned(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.doomed = condemned
+	r.mu.Unlock()
+	if err := r.RefreshIndex(ctx); err != nil {
 		return nil, err
 	}
 	// Runs that are lost cost space, no more: check says so.
 	t := r.table(set)
-	_, err := t.Load(ctx, r.index)
+	_, err = t.Load(ctx, r.index)
 	return t, err
-}
-
-func (r *Repo) refreshIndex(ctx context.Context) error {
-	if err := r.index.Refresh(ctx); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	r.listed = time.Now()
-	r.mu.Unlock()
-	return nil
 }
 
 // table is that of a set's chunks, or of the repository's.
@@ -317,19 +316,32 @@ func newObjectID() string {
 	return hex.EncodeToString(id[:])
 }
 
-// Now is the time by the store's clock, for which it puts a probe.
+// Now is the time by the store's clock, for which it puts a probe: a pin of nothing.
 func (r *Repo) Now(ctx context.Context) (time.Time, error) {
-	name := pinPrefix + newObjectID() + ".0"
-	plain, err := encodePin(wirePin{})
+	for {
+		now, err := r.probe(ctx)
+		if errors.Is(err, objects.ErrNotFound) && ctx.Err() == nil {
+			continue // it took so long that a pruner has deleted the probe
+		}
+		if err != nil {
+			return now, fmt.Errorf("read the clock of %s: %w", r.URL(), err)
+		}
+		return now, nil
+	}
+}
+
+func (r *Repo) probe(ctx context.Context) (time.Time, error) {
+	name := pinName(newObjectID(), 0)
+	plain, err := encodePin(wirePin{For: int64(pinFor)})
 	if err != nil {
 		return time.Time{}, err
 	}
 	if _, err := r.putSmall(ctx, envelope.Pin, name, plain); err != nil {
-		return time.Time{}, fmt.Errorf("read the clock of %s: %w", r.URL(), err)
+		return time.Time{}, err
 	}
 	info, err := r.store.Stat(ctx, name)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("read the clock of %s: %w", r.URL(), err)
+		return time.Time{}, err
 	}
 	return info.Modified, r.store.Delete(ctx, name)
 }

@@ -172,7 +172,7 @@ func (s *Scanned) needed(wanted *maptree.Bitmap) [maptree.MaxChunks]bool {
 
 // readPieces reads chunks of one pack, in order of their frames, and those that are not there wherever else they are.
 func (r *Repo) readPieces(ctx context.Context, task []piece) error {
-	if err := r.readTogether(ctx, task); err != nil && !lostThere(err) {
+	if err := r.readTogether(ctx, task); err != nil && !IsLost(err) {
 		return err
 	}
 	for _, p := range task {
@@ -232,7 +232,7 @@ func (r *Repo) readTogether(ctx context.Context, task []piece) error {
 
 // chunk reads a region's chunk and checks its length against the map.
 func (r *Repo) chunk(ctx context.Context, c maptree.Chunk) ([]byte, error) {
-	plain, err := r.chunkAt(ctx, c.ID, c.Place)
+	plain, err := r.ReadChunk(ctx, c.ID, c.Place)
 	if err != nil {
 		return nil, err
 	}

@@ -65,6 +65,7 @@ type Session struct {
 	nodes    *pack.Builder
 	nodeAt   map[chunk.ID]chunk.Place       // nodes of this session, as many as fit
 	relied   map[chunk.PackID]envelope.Kind // packs that the maps name: of others, where chunks were found, and its own
+	retained map[chunk.PackID]bool          // packs that are under the session's retention
 	packed   []packed                       // put and not in an index run yet
 	unmarked []chunk.PackID                 // put and named by no candidate yet
 	since    int64                          // bytes put since the last progress candidate
@@ -104,7 +105,7 @@ func (r *Repo) Begin(ctx context.Context, o SessionOptions) (*Session, error) {
 		work: make(chan *Pending, 4), order: make(chan *Pending, 16), done: make(chan struct{}),
 		uploads: make(chan struct{}, packsUnderWay),
 		fresh:   map[chunk.PackID]map[chunk.ID]uint32{}, nodeAt: map[chunk.ID]chunk.Place{}, relied: map[chunk.PackID]envelope.Kind{},
-		lastPart: time.Now(),
+		retained: map[chunk.PackID]bool{}, lastPart: time.Now(),
 	}
 	size := r.ChunkBytes()
 	s.buffers.New = func() any { b := make([]byte, size); return &b }
@@ -205,9 +206,16 @@ func (s *Session) find(id chunk.ID) (chunk.Place, bool) {
 	if table == nil {
 		table = s.table
 	}
+	hint, ok := table.Lookup(envelope.Pack, id)
+	if !ok || s.repo.unusable(hint) {
+		return chunk.Place{}, false
+	}
 	// If the store does not answer, the chunk is stored again: if that does not work either, it will be told.
 	place, ok, err := table.Locate(s.ctx, s.repo.packs, envelope.Pack, id)
 	if !ok || err != nil || s.repo.unusable(place) {
+		if err == nil {
+			s.repo.doom(hint.Pack) // it is gone: nothing else of it has to be looked for
+		}
 		return chunk.Place{}, false
 	}
 	s.mu.Lock()
@@ -329,6 +337,7 @@ func (s *Session) put(b *pack.Builder) error {
 	s.packed = append(s.packed, packed{p.Kind, p.ID, p.Directory()})
 	s.unmarked = append(s.unmarked, p.ID)
 	s.relied[p.ID] = p.Kind
+	s.retained[p.ID] = true
 	s.since += p.Bytes
 	due := s.since >= progressBytes || time.Since(s.lastPart) > s.repo.config.Grace/4
 	if due {
