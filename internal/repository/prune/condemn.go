@@ -1,0 +1,96 @@
+package prune
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"varve/internal/repository"
+)
+
+// wasteShare is what part of the packs that remain may be waste: then they are at most 1.25 times what is needed.
+const wasteShare = 5
+
+// count fills in what the report tells of what was found.
+func (p *pruner) count(inv *inventory, s *survey) {
+	r := &p.report
+	for n := range inv.table.packs {
+		info := &inv.table.packs[n]
+		r.Packs.add(int64(info.bytes))
+		if !info.condemned {
+			r.NeededPart += int64(info.part() * float64(info.bytes))
+		}
+	}
+	r.NeededPart += s.rescued
+	r.LostChunks, r.LostMaps = s.lost, s.lostMaps
+}
+
+// condemn marks the packs of which nothing is needed, and the emptiest of the others until what is waste is little enough. Packs
+// that are younger than the grace may belong to a session that has not told of them yet.
+func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
+	t := inv.table
+	var emptiest []uint32
+	var total, waste float64
+	for n := range t.packs {
+		info := &t.packs[n]
+		if info.condemned {
+			continue
+		}
+		part, bytes := info.part(), float64(info.bytes)
+		total += bytes
+		waste += bytes * (1 - part)
+		switch {
+		case part == 1 || info.lost && part > 0:
+		case p.old(info.putAt(), p.grace):
+			emptiest = append(emptiest, uint32(n))
+		default:
+			p.report.Young.add(int64(bytes * (1 - part)))
+			p.report.YoungUntil = later(p.report.YoungUntil, info.putAt().Add(p.grace))
+		}
+	}
+	slices.SortFunc(emptiest, func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(t.packs[a].part(), t.packs[b].part()), -cmp.Compare(t.packs[a].bytes, t.packs[b].bytes))
+	})
+	var marked []repository.MarkedPack
+	for _, n := range emptiest {
+		info := &t.packs[n]
+		part, bytes := info.part(), float64(info.bytes)
+		if part > 0 && waste <= total/wasteShare {
+			break
+		}
+		total -= bytes * (1 - part)
+		waste -= bytes * (1 - part)
+		marked = append(marked, repository.MarkedPack{ID: info.id, Nodes: info.nodes})
+		p.report.Condemned.add(int64(info.bytes))
+		p.report.Waiting.add(int64(info.bytes))
+	}
+	if len(marked) > 0 {
+		p.report.WaitingUntil = p.now.Add(p.grace)
+	}
+	for _, m := range inv.marks {
+		waits := !p.old(m.Modified, p.grace)
+		for _, mp := range m.Packs {
+			if n := t.find(packKey{mp.ID, mp.Nodes}); waits && n != none && !t.packs[n].ripe {
+				p.report.Waiting.add(int64(t.packs[n].bytes))
+				p.report.WaitingUntil = later(p.report.WaitingUntil, m.Modified.Add(p.grace))
+			}
+		}
+	}
+	if p.o.DryRun {
+		return nil
+	}
+	for part := range slices.Chunk(marked, repository.MaxMarked) {
+		if err := p.repo.PutMark(ctx, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
