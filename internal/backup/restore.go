@@ -55,14 +55,15 @@ func Restore(ctx context.Context, repo *repository.Repo, b repository.Backup, ta
 	if !o.Fresh {
 		want = r.compare
 	}
-	regions := repo.Regions(b.SizeBytes)
-	if err := repo.Scan(ctx, repo.Tree(b.Root), 0, regions, want, restoreWorkers, func(s *repository.Scanned) error { return r.region(ctx, s) }); err != nil {
-		return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
-	}
-	if !o.Fresh {
-		if err := r.clearHoles(ctx, regions); err != nil {
+	tree := repo.Tree(b.Root)
+	whole := []stretch{{0, repo.Regions(b.SizeBytes)}}
+	if o.SkipDamaged {
+		if whole, r.lost, _, err = around(ctx, repo, tree, b); err != nil {
 			return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
 		}
+	}
+	if err := r.stretches(ctx, tree, whole, want); err != nil {
+		return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
 	}
 	if err := target.Flush(ctx); err != nil {
 		return r.report(), fmt.Errorf("restore backup %s: %w", b.ID, err)
@@ -71,6 +72,25 @@ func Restore(ctx context.Context, repo *repository.Repo, b repository.Backup, ta
 		o.Progress(b.SizeBytes, b.SizeBytes)
 	}
 	return r.report(), nil
+}
+
+// stretches brings back what the map says of some stretches, and zeros between them.
+func (r *restorer) stretches(ctx context.Context, tree *maptree.Tree, all []stretch, want repository.Want) error {
+	end := uint64(0)
+	for _, s := range all {
+		if err := r.gap(ctx, end, s.from); err != nil {
+			return err
+		}
+		end = s.to
+		err := r.repo.Scan(ctx, tree, s.from, s.to, want, restoreWorkers, func(s *repository.Scanned) error { return r.region(ctx, s) })
+		if err != nil {
+			return err
+		}
+		if err := r.clearHoles(ctx, tree, s); err != nil {
+			return err
+		}
+	}
+	return r.gap(ctx, end, r.repo.Regions(r.b.SizeBytes))
 }
 
 type restorer struct {
@@ -249,18 +269,28 @@ func submit(ctx context.Context, d block.Device, ops []*block.Op) error {
 }
 
 // clearHoles zeroes what the target has in regions that are all hole in the backup.
-func (r *restorer) clearHoles(ctx context.Context, regions uint64) error {
-	next := uint64(0)
-	gap := func(index uint64) error {
+func (r *restorer) clearHoles(ctx context.Context, tree *maptree.Tree, s stretch) error {
+	if r.o.Fresh {
+		return nil
+	}
+	next := s.from
+	err := tree.Walk(ctx, s.from, s.to, func(index uint64, _ maptree.Region) error {
 		from := next
 		next = index + 1
-		return r.clear(ctx, int64(from)*r.regionBytes, min(int64(index)*r.regionBytes, r.b.SizeBytes))
-	}
-	err := r.repo.Tree(r.b.Root).Walk(ctx, 0, regions, func(index uint64, _ maptree.Region) error { return gap(index) })
+		return r.gap(ctx, from, index)
+	})
 	if err != nil {
 		return err
 	}
-	return gap(regions)
+	return r.gap(ctx, next, s.to)
+}
+
+// gap zeroes what the target has in regions [from, to).
+func (r *restorer) gap(ctx context.Context, from, to uint64) error {
+	if r.o.Fresh {
+		return nil
+	}
+	return r.clear(ctx, int64(from)*r.regionBytes, min(int64(to)*r.regionBytes, r.b.SizeBytes))
 }
 
 func (r *restorer) clear(ctx context.Context, from, to int64) error {

@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"varve/internal/block"
@@ -19,7 +18,7 @@ type Verified struct {
 const maxErrs = 100
 
 // Verify reads all of a backup as a restore does, into nothing, and compares
-// every block with its hash too. What is lost is in the result; an error is of the store, or of the map.
+// every block with its hash too. What is lost is in the result; an error is of the store.
 func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, progress Progress) (Verified, error) {
 	var v Verified
 	null := &nullDevice{size: b.SizeBytes}
@@ -29,7 +28,13 @@ func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, pro
 	}
 	defer pin.Release()
 	r := &restorer{repo: repo, b: b, target: null, o: RestoreOptions{Fresh: true, SkipDamaged: true, Progress: progress}, pin: pin, regionBytes: int64(repo.ChunkBytes()), per: repo.Geometry().BlocksPerRegion}
-	err = repo.Scan(ctx, repo.Tree(b.Root), 0, repo.Regions(b.SizeBytes), nil, 1, func(s *repository.Scanned) error {
+	tree := repo.Tree(b.Root)
+	whole, lost, errs, err := around(ctx, repo, tree, b)
+	if err != nil {
+		return v, fmt.Errorf("verify backup %s: %w", b.ID, err)
+	}
+	r.lost, v.Errs = lost, errs[:min(len(errs), maxErrs)]
+	visit := func(s *repository.Scanned) error {
 		for c, ch := range s.Region.Chunks {
 			if s.Errs != nil && s.Errs[c] != nil {
 				if len(v.Errs) < maxErrs {
@@ -46,22 +51,20 @@ func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, pro
 			}
 			for i, h := range known {
 				if repo.BlockHash(s.Plain[c][i*block.Size:(i+1)*block.Size]) != h {
-					return fmt.Errorf("chunk %s: block %d is not what its hash says: %w", ch.ID, i, ErrDamaged)
+					v.Errs = append(v.Errs, fmt.Errorf("chunk %s: block %d is not what its hash says: %w", ch.ID, i, ErrDamaged))
+					break
 				}
 			}
 		}
 		return r.region(ctx, s)
-	})
+	}
+	for _, s := range whole {
+		if err := repo.Scan(ctx, tree, s.from, s.to, nil, 1, visit); err != nil {
+			return v, fmt.Errorf("verify backup %s: %w", b.ID, err)
+		}
+	}
 	done := r.report()
 	v.Bytes, v.Lost = done.WrittenBytes, done.Lost
-	if err != nil {
-		if errors.Is(err, ErrDamaged) {
-			// Of the map itself: what lies under the node cannot even be named more closely.
-			v.Errs = append(v.Errs, err)
-			return v, nil
-		}
-		return v, fmt.Errorf("verify backup %s: %w", b.ID, err)
-	}
 	return v, nil
 }
 
