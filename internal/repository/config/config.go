@@ -208,3 +208,28 @@ func load(ctx context.Context, st objects.Store, repository uuid.UUID, accept fu
 	}
 	return c, nil
 }
+
+// Copies returns what each copy says that can be read, for somebody who wants to know whether they agree: objects.ErrNotFound
+// if there is none, readable or not.
+func Copies(ctx context.Context, st objects.Store) (all []*Config, err error) {
+	missing := 0
+	for n := range copies.Count {
+		h, payload, err := envelope.Load(ctx, st, copies.Name(stem, n), uuid.Nil, envelope.Config)
+		if err == nil {
+			var read *Config
+			if read, err = decode(payload); err == nil && read.Repository == h.Repository {
+				all = append(all, read)
+			}
+		}
+		switch {
+		case errors.Is(err, objects.ErrNotFound):
+			missing++
+		case err != nil && !errors.Is(err, envelope.ErrLost) && !errors.Is(err, envelope.ErrDamaged) && !errors.Is(err, ErrInvalid):
+			return nil, fmt.Errorf("read the configuration: %w", err)
+		}
+	}
+	if missing == copies.Count {
+		return nil, fmt.Errorf("no repository at %s: %w", st.URL(), objects.ErrNotFound)
+	}
+	return all, nil
+}
