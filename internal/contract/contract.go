@@ -222,7 +222,7 @@ const (
 // Job is something long that the daemon does. It ends with the daemon.
 type Job struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy,rollback,mirror"`
+	Kind       string   `json:"kind" enum:"import,export,check,repair,reclaim,relayout,copy-back,copy,rollback,mirror,backup,restore,verify,fill,repo-check,repo-prune,repo-copy"`
 	Object     string   `json:"object" doc:"what it works on"`
 	State      JobState `json:"state" enum:"queued,running,paused,done,failed,cancelled"`
 	Progress   float64  `json:"progress" minimum:"0" maximum:"1"`
@@ -244,7 +244,15 @@ type Result struct {
 	Relayout *Relayout `json:"relayout,omitempty"`
 	Rollback *Rollback `json:"rollback,omitempty"`
 	Mirror   *Mirror   `json:"mirror,omitempty"`
-	Warnings []string  `json:"warnings,omitempty"`
+
+	Backups   []Backup             `json:"backups,omitempty" doc:"of a backup, in the order of the volumes"`
+	Restore   *BackupRestore       `json:"restore,omitempty"`
+	Verified  []BackupVerification `json:"verified,omitempty"`
+	RepoCheck *RepositoryCheck     `json:"repo_check,omitempty"`
+	RepoPrune *RepositoryPrune     `json:"repo_prune,omitempty"`
+	RepoCopy  *RepositoryCopy      `json:"repo_copy,omitempty"`
+
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Reclaim is what giving space back came to.
