@@ -1,0 +1,82 @@
+package depot
+
+import (
+	"context"
+	"time"
+
+	"varve/internal/backup"
+	"varve/internal/contract"
+	"varve/internal/repository"
+)
+
+// Copy copies backups to another repository, sealed with its keys: all if none is named. Those of one instant stay one record.
+func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progress Progress) (contract.RepositoryCopy, error) {
+	out := contract.RepositoryCopy{From: from.name, To: to.name, Copied: []contract.Backup{}, Present: []string{}}
+	if from.repo.ID() == to.repo.ID() {
+		return out, contract.Errorf(contract.CodeUsage, "copy %s to %s: they are the same repository", from.name, to.name)
+	}
+	records, ids, err := from.chosen(ctx, r.Backups)
+	if err != nil {
+		return out, err
+	}
+	o := backup.Options{Program: to.program, LockUntil: lockUntil(r.LockDays)}
+	made := map[string]bool{}
+	for i, rec := range records {
+		o.Progress = monotone(each(progress, i, len(records)))
+		o.Host = rec.Host
+		copied, err := backup.Copy(ctx, from.repo, to.repo, rec, ids, o)
+		if err != nil {
+			return out, err
+		}
+		if copied != nil {
+			for _, b := range copied.Backups {
+				made[b.ID] = true
+			}
+		}
+		for _, b := range rec.Backups {
+			if ids[b.ID] && !made[b.ID] {
+				out.Present = append(out.Present, b.ID)
+			}
+		}
+	}
+	all, _, err := to.Backups(ctx, "")
+	for _, b := range all {
+		if made[b.ID] {
+			out.Copied = append(out.Copied, b)
+		}
+	}
+	return out, err
+}
+
+// chosen are the records of backups, oldest first so that bases come before what is made from them, and their ids.
+func (d *Depot) chosen(ctx context.Context, names []string) (records []*repository.Record, ids map[string]bool, err error) {
+	ids = map[string]bool{}
+	for _, name := range names {
+		b, err := d.repo.Backup(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		ids[b.ID] = true
+	}
+	all, _, err := d.repo.Backups(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, b := range all {
+		if len(names) == 0 {
+			ids[b.ID] = true
+		}
+		if n := len(records); ids[b.ID] && (n == 0 || records[n-1] != b.Record) {
+			records = append(records, b.Record)
+		}
+	}
+	return records, ids, nil
+}
+
+// lockUntil is the end of a retention that begins now; zero for none.
+func lockUntil(days int) time.Time {
+	if days <= 0 {
+		return time.Time{}
+	}
+	return time.Now().AddDate(0, 0, days)
+}

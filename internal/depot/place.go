@@ -1,0 +1,67 @@
+package depot
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"varve/internal/contract"
+	"varve/internal/objects/open"
+)
+
+// Place looks where a repository lies, or is to lie, seen from a daemon's data directory. In it a backup would go with what it is a backup of,
+// which is refused; on the same device it would too if that fails, which is a warning, else empty. A data directory
+// that does not exist is nowhere.
+func Place(url, data string) (warning string, err error) {
+	l, err := open.Parse(url)
+	if err != nil || l.Dir == "" {
+		return "", err
+	}
+	pool, err := filepath.EvalSymlinks(data)
+	if err != nil {
+		return "", nil
+	}
+	dir := resolved(l.Dir)
+	if dir == pool || strings.HasPrefix(dir, strings.TrimSuffix(pool, "/")+"/") {
+		return "", contract.Errorf(contract.CodeRefused, "repository %s: it would lie in the data directory %s, and be lost with what it is there for", l.Dir, data).
+			WithHint("have it on another disk, or in a bucket")
+	}
+	there, err1 := device(dir)
+	here, err2 := device(pool)
+	if err1 == nil && err2 == nil && there == here {
+		return fmt.Sprintf("repository %s lies on the same device as the data directory %s: if that fails, both are gone", l.Dir, data), nil
+	}
+	return "", nil
+}
+
+// resolved is a path without symbolic links, as far as it exists.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	dir := filepath.Dir(path)
+	if dir == path {
+		return path
+	}
+	return filepath.Join(resolved(dir), filepath.Base(path))
+}
+
+// device is that of a path, or of the first directory above it that exists.
+func device(path string) (uint64, error) {
+	for {
+		info, err := os.Stat(path)
+		if err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				return st.Dev, nil
+			}
+			return 0, fmt.Errorf("%s: its device is not known", path)
+		}
+		if parent := filepath.Dir(path); parent != path {
+			path = parent
+			continue
+		}
+		return 0, err
+	}
+}
