@@ -182,9 +182,16 @@ type HarmedBackup struct {
 	Whole  bool     `json:"whole,omitempty" doc:"nothing of it can be read"`
 }
 
+// PruneRepository asks to give back the space of what nothing needs any more.
+type PruneRepository struct {
+	DryRun     bool `json:"dry_run,omitempty" doc:"change nothing, tell what would be done"`
+	IgnoreLost bool `json:"ignore_lost,omitempty" doc:"go on although parts of backups' maps are lost: what these alone told to be needed is not kept"`
+}
+
 // RepositoryPrune is what giving space back came to.
 type RepositoryPrune struct {
 	Repository     string `json:"repository"`
+	DryRun         bool   `json:"dry_run"`
 	CondemnedPacks int64  `json:"condemned_packs" doc:"of which nothing, or little, is needed: they go when their grace is over"`
 	CondemnedBytes int64  `json:"condemned_bytes"`
 	DeletedObjects int64  `json:"deleted_objects"`

@@ -274,24 +274,7 @@ func (c *Client) DeleteBookmark(ctx context.Context, ref string) error {
 // Diff calls visit for each extent that changed from one state to another, in ascending order, as they arrive.
 // An error of visit ends it.
 func (c *Client) Diff(ctx context.Context, from, to string, visit func(contract.Extent) error) error {
-	response, err := c.ask(ctx, http.MethodGet, "/v1/diff?"+url.Values{"from": {from}, "to": {to}}.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	var mine error
-	err = eachOf(json.NewDecoder(response.Body), func(e contract.Extent) error {
-		mine = visit(e)
-		return mine
-	})
-	if err == nil || mine != nil {
-		return mine
-	}
-	told := new(contract.Error)
-	if json.Unmarshal([]byte(response.Trailer.Get(contract.ErrorTrailer)), told) == nil && told.Code != "" {
-		return told
-	}
-	return fmt.Errorf("read the daemon's answer: %w", err)
+	return c.extents(ctx, "/v1/diff?"+url.Values{"from": {from}, "to": {to}}.Encode(), visit)
 }
 
 // eachOf decodes the elements of an array, to its end.

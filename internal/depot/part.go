@@ -1,0 +1,132 @@
+package depot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"varve/internal/contract"
+	"varve/internal/repository"
+	"varve/internal/vfs"
+)
+
+// part is a raw file in the making: it lies beside its target as .NAME.BACKUP.varve-part, and stays there if a restore is cut short, so
+// that the next one of the same backup to the same target goes on with it.
+type part struct {
+	disk
+	path   string // of the target, symbolic links resolved
+	lock   io.Closer
+	fresh  bool // nothing is in it yet
+	remove bool
+}
+
+const partSuffix = ".varve-part"
+
+// openPart makes or finds the part of a restore to a file.
+func openPart(path string, b repository.Backup, force bool) (*part, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
+		return nil, contract.Errorf(contract.CodeUsage, "restore to %s: it is neither a file nor a block device", path)
+	case err == nil && !force:
+		return nil, fmt.Errorf("restore to %s: %w", path, fs.ErrExist)
+	case err == nil:
+		if path, err = filepath.EvalSymlinks(path); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("restore to %s: %w", path, err)
+	}
+	p := &part{path: path}
+	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+b.ID+partSuffix)
+	p.disk = disk{name: name, size: b.SizeBytes}
+	if p.f, err = vfs.OS().Create(name); errors.Is(err, fs.ErrExist) {
+		p.f, err = vfs.OS().Open(name)
+	} else if err == nil {
+		p.fresh = true
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restore to %s: %w", path, err)
+	}
+	if p.lock, err = vfs.OS().LockDisk(name); err != nil {
+		p.f.Close()
+		if errors.Is(err, vfs.ErrLocked) {
+			return nil, contract.Errorf(contract.CodeRefused, "restore to %s: another restore of backup %s to it is under way", path, b.ID)
+		}
+		return nil, fmt.Errorf("restore to %s: %w", path, err)
+	}
+	if err := p.prepare(); err != nil {
+		p.close()
+		return nil, fmt.Errorf("restore to %s: %w", path, err)
+	}
+	removeOthers(path, name)
+	return p, nil
+}
+
+// prepare gives it its size.
+func (p *part) prepare() error {
+	have, err := p.f.Size()
+	if err != nil {
+		return err
+	}
+	p.fresh = p.fresh || have == 0
+	if have == p.size {
+		return nil
+	}
+	err = p.f.Truncate(p.size)
+	if errors.Is(err, unix.EFBIG) {
+		p.remove = true
+		return fmt.Errorf("%d bytes are more than its file system allows a file: %w", p.size, err)
+	}
+	return err
+}
+
+// removeOthers removes what is left of restores and exports to the same target that nobody works on. It is a courtesy.
+func removeOthers(path, but string) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		name := filepath.Join(filepath.Dir(path), e.Name())
+		if name == but || !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), "."+filepath.Base(path)+".") || !strings.HasSuffix(e.Name(), partSuffix) {
+			continue
+		}
+		if l, err := vfs.OS().LockDisk(name); err == nil {
+			os.Remove(name)
+			l.Close()
+		}
+	}
+}
+
+// commit gives the file, which is complete and durable, its name.
+func (p *part) commit(force bool) error {
+	var err error
+	if force {
+		err = vfs.OS().Rename(p.name, p.path)
+	} else {
+		err = vfs.OS().RenameNew(p.name, p.path)
+	}
+	if err == nil {
+		err = vfs.OS().SyncDir(filepath.Dir(p.path))
+	}
+	if err != nil {
+		return fmt.Errorf("restore to %s: %w", p.path, err)
+	}
+	return nil
+}
+
+// close lets go of it; it stays on the disk unless it was renamed or has to go.
+func (p *part) close() {
+	if p.remove {
+		os.Remove(p.name)
+	}
+	p.f.Close()
+	p.lock.Close()
+}
