@@ -8,8 +8,8 @@
 // (package contract). What cannot be undone is refused while something stands in
 // the way; --force is the answer to a refusal, and no command asks anything.
 //
-// Every command but serve, demo, and pool check --offline is a call of the
-// daemon's API. File names are made absolute before they are sent.
+// Every command but serve, demo, pool check --offline, and repo and backup with --url is a
+// call of the daemon's API. File names are made absolute before they are sent.
 package cli
 
 import (
@@ -31,6 +31,7 @@ import (
 	"varve/internal/api/client"
 	"varve/internal/contract"
 	"varve/internal/daemon"
+	"varve/internal/depot"
 )
 
 // grammar is the command line. Its doc comments are the help.
@@ -51,6 +52,8 @@ type grammar struct {
 	Bookmark   bookmarkCommands  `cmd:"" help:"Points in time that keep no data, only what is needed to tell what changed since."`
 	Mirror     mirrorCommands    `cmd:"" help:"Files that are written in step with volumes, to be split off as full copies."`
 	Pool       poolCommands      `cmd:"" help:"The store that holds volumes and snapshots."`
+	Repo       repoCommands      `cmd:"" help:"Repositories: where backups live, in a directory or a bucket."`
+	Backup     backupCommands    `cmd:"" help:"Independent copies of points in time, in repositories."`
 	Job        jobCommands       `cmd:"" help:"Long work in the daemon."`
 	Event      eventCommands     `cmd:"" help:"What the daemon has to tell."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
@@ -185,9 +188,11 @@ func describe(err error) *contract.Error {
 		return contract.Errorf(contract.CodeFailed, "%s", err).WithHint("start one: varve serve, with the same --data or VARVE_DATA")
 	case errors.Is(err, context.Canceled):
 		return contract.Errorf(contract.CodeFailed, "interrupted")
-	default:
-		return daemon.Describe(err)
 	}
+	if told := depot.Explain(err); told != nil {
+		return told
+	}
+	return daemon.Describe(err)
 }
 
 // chat says something that is no result, where somebody reads it.

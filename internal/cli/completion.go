@@ -170,10 +170,20 @@ func (t *terminal) values(v *kong.Value, current string) []string {
 	defer cancel()
 	var out []string
 	switch v.Name {
-	case "volume", "volume[@snapshot]":
+	case "volume", "volume[@snapshot]", "in-place":
 		volumes, _ := t.client.Volumes(ctx)
 		for _, volume := range volumes {
 			out = append(out, volume.Name)
+		}
+	case "repo", "repository", "from to backup", "repository key":
+		repos, _ := t.client.Repositories(ctx)
+		for _, r := range repos {
+			out = append(out, r.Name)
+		}
+	case "backup", "older backup", "newer backup", "since":
+		backups, _ := t.client.Backups(ctx, "", "")
+		for _, b := range backups {
+			out = append(out, b.ID)
 		}
 	case "id":
 		jobs, _ := t.client.Jobs(ctx)

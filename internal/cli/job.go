@@ -70,6 +70,18 @@ func (t *terminal) showJob(j contract.Job) error {
 // drawResult shows what came of a job, as the command that began it would have.
 func drawResult(w *table, kind string, r *contract.Result) {
 	switch {
+	case r.Restore != nil:
+		drawRestored(w, r.Restore)
+	case r.Backups != nil:
+		drawBackups(w, r.Backups, false)
+	case r.Verified != nil:
+		drawVerified(w, r.Verified)
+	case r.RepoCheck != nil:
+		drawRepoCheck(w, r.RepoCheck)
+	case r.RepoPrune != nil:
+		drawPrune(w, r.RepoPrune)
+	case r.RepoCopy != nil:
+		drawCopied(w, r.RepoCopy)
 	case r.Volume != nil:
 		drawVolume(w, *r.Volume)
 	case r.Snapshot != nil:

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -34,17 +33,11 @@ func (t *terminal) await(job contract.Job) (contract.Job, error) {
 // follow waits for a job, with a bar on a terminal, and passes its error on.
 func (t *terminal) follow(job contract.Job) (contract.Job, error) {
 	every := patience
-	draw := func(float64) {}
 	if t.chatty {
 		every = progressEvery
-		bars := mpb.New(mpb.WithOutput(t.stderr), mpb.WithWidth(40))
-		bar := bars.AddBar(barSteps, mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Name(job.Kind+" "+job.Object+" ")),
-			mpb.AppendDecorators(decor.Percentage(decor.WC{W: 5}), decor.Elapsed(decor.ET_STYLE_GO, decor.WC{W: 6})))
-		draw = func(done float64) { bar.SetCurrent(int64(done * barSteps)) }
-		defer bars.Wait()
-		defer bar.Abort(true)
 	}
+	draw, done := t.bar(job.Kind + " " + job.Object)
+	defer done()
 	for !job.State.Final() {
 		next, err := t.client.Job(t.ctx, job.ID, every)
 		if err != nil {
@@ -54,6 +47,21 @@ func (t *terminal) follow(job contract.Job) (contract.Job, error) {
 		draw(job.Progress)
 	}
 	return job, outcome(job)
+}
+
+// bar draws how much is done of something, from 0 to 1, if somebody looks.
+func (t *terminal) bar(label string) (draw func(float64), done func()) {
+	if !t.chatty {
+		return func(float64) {}, func() {}
+	}
+	bars := mpb.New(mpb.WithOutput(t.stderr), mpb.WithWidth(40))
+	bar := bars.AddBar(barSteps, mpb.BarRemoveOnComplete(),
+		mpb.PrependDecorators(decor.Name(label+" ")),
+		mpb.AppendDecorators(decor.Percentage(decor.WC{W: 5}), decor.Elapsed(decor.ET_STYLE_GO, decor.WC{W: 6})))
+	return func(done float64) { bar.SetCurrent(int64(done * barSteps)) }, func() {
+		bar.Abort(true)
+		bars.Wait()
+	}
 }
 
 // outcome is what a finished job's command ends with.
@@ -94,9 +102,7 @@ func (t *terminal) finish(job contract.Job, show func(*contract.Result) error) e
 	}
 	job, err := t.await(job)
 	if job.Result != nil {
-		for _, warning := range job.Result.Warnings {
-			fmt.Fprintln(t.stderr, "varve: warning: "+oneLine(warning))
-		}
+		t.warn(job.Result.Warnings...)
 		if shown := show(job.Result); err == nil {
 			err = shown
 		}

@@ -96,6 +96,7 @@ type CreateBackup struct {
 type VerifyBackups struct {
 	Repo    string   `json:"repo,omitempty" doc:"name of the repository; without, they are looked for in all"`
 	Backups []string `json:"backups" minItems:"1" doc:"ids, or beginnings of them"`
+	Limit   int64    `json:"limit_bytes_per_second,omitempty" minimum:"0" doc:"that come from the store; 0: no limit"`
 }
 
 // BackupVerification is what reading a backup found.

@@ -2,12 +2,10 @@ package depot
 
 import (
 	"errors"
-	"io/fs"
 	"syscall"
 
 	"varve/internal/backup"
 	"varve/internal/contract"
-	"varve/internal/image"
 	"varve/internal/objects"
 	"varve/internal/objects/open"
 	"varve/internal/repository"
@@ -55,13 +53,6 @@ var codes = []struct {
 	{objects.ErrFull, contract.CodeFailed, "make room in the store, or have varve do it: varve backup delete, varve repo prune; what was stored is found by the next attempt"},
 	{objects.ErrLocked, contract.CodeRefused, "its retention has not ended"},
 	{objects.ErrUnavailable, contract.CodeFailed, "what was stored is found by the next attempt"},
-	{errors.ErrUnsupported, contract.CodeRefused, "of what Varve writes to, only buckets with object lock have a retention"},
-	{image.ErrInUse, contract.CodeRefused, "stop the program that uses it"},
-	{syscall.EBUSY, contract.CodeRefused, "something else has it: unmount it, or stop the program that uses it"},
-	{syscall.ENOSPC, contract.CodeFailed, "make room on the file system, then try again"},
-	{fs.ErrPermission, contract.CodeFailed, ""},
-	{fs.ErrNotExist, contract.CodeNotFound, ""},
-	{fs.ErrExist, contract.CodeRefused, "choose another name, or replace it with --force"},
 }
 
 // Explain is an error of this package, or of those below, as the contract gives it: a code, one line, and a hint where there is
@@ -75,6 +66,10 @@ func Explain(err error) *contract.Error {
 		if errors.Is(err, c.is) {
 			return &contract.Error{Code: c.code, Message: err.Error(), Hint: c.hint}
 		}
+	}
+	var errno syscall.Errno
+	if errors.Is(err, errors.ErrUnsupported) && !errors.As(err, &errno) {
+		return &contract.Error{Code: contract.CodeRefused, Message: err.Error(), Hint: "of what Varve writes to, only buckets with object lock have a retention"}
 	}
 	return nil
 }

@@ -1,7 +1,8 @@
 package depot
 
-// checker and pruner are what Check and Prune are done with.
+// What Check and Prune are done with.
 var (
-	checker Checker
-	pruner  Pruner
+	checker       Checker
+	sealedChecker SealedChecker
+	pruner        Pruner
 )
