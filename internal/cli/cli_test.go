@@ -42,6 +42,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("VARVE_DATA", filepath.Join(e.WorkDir, "d"))
 			// A process under the race detector lingers for a second when it ends; there are many here.
 			e.Setenv("GORACE", "atexit_sleep_ms=0")
+			e.Setenv("RECIPIENT", "age1g7y2ck4qv9aym32pr4x9fqln2gryhqajkdr6uxuscaluvmchq3ks5knrzv")
 			e.Values[running{}] = new(process)
 			e.Values[held{}] = map[string]*client.Client{}
 			// What begins as a qcow2 image and is none: an archive of text cannot hold the magic number.
@@ -52,6 +53,8 @@ func TestScripts(t *testing.T) {
 			"write": write, "holds": holds, "hold": hold, "release": release,
 			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
 			"job-of-kind": jobOfKind, "delete-snapshots": deleteSnapshots, "lock": lock,
+			"disk": makeDisk, "dirt": dirt, "id": keepID, "part": makePart, "no-parts": noParts, "writer": writer, "cmp-bytes": cmpBytes,
+			"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks,
 		},
 	})
 }

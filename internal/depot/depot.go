@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -87,6 +88,7 @@ func Init(ctx context.Context, r contract.InitRepository, o Options) (*Depot, er
 	if err != nil {
 		return nil, err
 	}
+	undo := newDirectory(r.Access.URL)
 	st, err := openStore(ctx, r.Access, o, true)
 	if err != nil {
 		return nil, err
@@ -94,9 +96,22 @@ func Init(ctx context.Context, r contract.InitRepository, o Options) (*Depot, er
 	repo, err := repository.Create(ctx, st, co)
 	if err != nil {
 		st.Close()
+		undo()
 		return nil, err
 	}
 	return New(repo, r.Access, o), nil
+}
+
+// newDirectory returns what removes the directory of a repository that did not come about, if it is not there yet.
+func newDirectory(url string) (undo func()) {
+	l, err := open.Parse(url)
+	if err != nil || l.Dir == "" {
+		return func() {}
+	}
+	if _, err := os.Lstat(l.Dir); !errors.Is(err, fs.ErrNotExist) {
+		return func() {}
+	}
+	return func() { os.Remove(l.Dir) } // which fails if anything is in it
 }
 
 // createOptions are those that a request asks for.

@@ -28,7 +28,7 @@ func (d *Depot) RestoreTo(ctx context.Context, r contract.RestoreBackup, target 
 	out, err := d.restore(ctx, b, r, target, fresh, progress)
 	out.Target = name
 	if err != nil {
-		return out, fmt.Errorf("to %s: %w", name, err)
+		return out, fmt.Errorf("%s: %w", name, err)
 	}
 	return out, lostError(out)
 }
@@ -106,7 +106,7 @@ func (d *Depot) restoreDevice(ctx context.Context, b repository.Listed, r contra
 	}
 	out, err := d.restore(ctx, b, r, target, false, progress)
 	if err != nil {
-		return out, fmt.Errorf("to %s: %w", r.ToFile, err)
+		return out, fmt.Errorf("%s: %w", r.ToFile, err)
 	}
 	return out, nil
 }
@@ -130,7 +130,7 @@ func (d *Depot) restoreFile(ctx context.Context, b repository.Listed, r contract
 	out, err = d.restore(ctx, b, r, p, p.fresh, fetching)
 	if err != nil {
 		p.remove = p.fresh && out.WrittenBytes == 0
-		return out, p.goesOn(fmt.Errorf("to %s: %w", r.ToFile, err))
+		return out, p.goesOn(fmt.Errorf("%s: %w", r.ToFile, err))
 	}
 	if !qcow2 {
 		return out, p.commit(r.Force)
