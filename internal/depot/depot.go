@@ -197,7 +197,7 @@ func openStore(ctx context.Context, a contract.RepositoryAccess, o Options, crea
 func secrets(a contract.RepositoryAccess) (u keys.Unlock, export []byte, err error) {
 	if a.ExportFile != "" {
 		if export, err = os.ReadFile(a.ExportFile); err != nil {
-			return u, nil, fmt.Errorf("read the exported keys: %w", err)
+			return u, nil, fmt.Errorf("%w: %w", ErrSecret, err)
 		}
 	}
 	if a.PasswordFile != "" {
@@ -218,7 +218,7 @@ func secrets(a contract.RepositoryAccess) (u keys.Unlock, export []byte, err err
 func readPassphrase(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return nil, fmt.Errorf("read the secret: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrSecret, err)
 	}
 	defer f.Close()
 	p, err := keys.ReadPassphrase(f)
@@ -231,7 +231,7 @@ func readPassphrase(file string) ([]byte, error) {
 func readIdentities(file string) ([]age.Identity, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("read the identity: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrSecret, err)
 	}
 	if bytes.HasPrefix(b, []byte("-----BEGIN AGE")) || bytes.HasPrefix(b, []byte("age-encryption.org/")) {
 		return nil, contract.Errorf(contract.CodeUsage, "%s: it is encrypted itself", file).WithHint("decrypt it to a file that only you can read: age -d -o FILE %s", file)
@@ -290,5 +290,8 @@ func damaged(err error, format string, args ...any) error {
 	}
 	return contract.Errorf(contract.CodeDamaged, format, args...)
 }
+
+// ErrSecret: a file with a passphrase, an identity, exported keys or a secret key cannot be read.
+var ErrSecret = errors.New("read a secret")
 
 var errNoEncryption = errors.New("the repository is not encrypted: it has no keys")

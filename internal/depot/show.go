@@ -141,7 +141,7 @@ func Unavailable(name string, a contract.RepositoryAccess, err error) contract.R
 	switch {
 	case errors.Is(err, objects.ErrNoStore), errors.Is(err, objects.ErrUnavailable):
 		out.State = contract.RepositoryAbsent
-	case errors.Is(err, keys.ErrWrongKey), errors.Is(err, keys.ErrInvalid):
+	case errors.Is(err, keys.ErrWrongKey), errors.Is(err, keys.ErrInvalid), errors.Is(err, ErrSecret):
 		out.State = contract.RepositoryLocked
 	}
 	return out
