@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"hash/crc32"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -132,5 +133,23 @@ func spoilPacks(ts *testscript.TestScript, _ bool, args []string) {
 			copy(b[len(b)/2:], bytes.Repeat([]byte{0}, 1<<19))
 		}
 		ts.Check(os.WriteFile(name, b, 0o600))
+	}
+}
+
+// smaller-than DIR SIZE wants all files below a directory to have less than so many bytes together.
+func smallerThan(ts *testscript.TestScript, _ bool, args []string) {
+	var sum int64
+	ts.Check(filepath.WalkDir(ts.MkAbs(args[0]), func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			sum += info.Size()
+		}
+		return err
+	}))
+	if limit := bytesOf(ts, args[1]); sum >= limit {
+		ts.Fatalf("%s has %d bytes, not less than %d", args[0], sum, limit)
 	}
 }

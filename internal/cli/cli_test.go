@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
 			"job-of-kind": jobOfKind, "delete-snapshots": deleteSnapshots, "lock": lock,
 			"disk": makeDisk, "dirt": dirt, "id": keepID, "part": makePart, "no-parts": noParts, "writer": writer, "cmp-bytes": cmpBytes,
-			"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks,
+			"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks, "smaller-than": smallerThan,
 		},
 	})
 }

@@ -377,6 +377,7 @@ func (t *terminal) showPrune(p *contract.RepositoryPrune) error {
 	if p == nil {
 		return nil
 	}
+	t.warn(p.Warnings...)
 	return t.print(p, func(w *table) { drawPrune(w, p) })
 }
 
@@ -387,6 +388,9 @@ func drawPrune(w *table, p *contract.RepositoryPrune) {
 	}
 	w.row(would+"given back", fmt.Sprintf("%s in %d objects", humanSize(p.FreedBytes), p.DeletedObjects))
 	w.row(would+"condemned", fmt.Sprintf("%s in %d packs", humanSize(p.CondemnedBytes), p.CondemnedPacks))
+	if p.WaitingBytes > 0 {
+		w.row("waiting", humanSize(p.WaitingBytes))
+	}
 	w.row(would+"moved", humanSize(p.CopiedBytes))
 	if p.LockedObjects > 0 {
 		w.row("locked", fmt.Sprintf("%d objects, until their retention ends", p.LockedObjects))

@@ -194,6 +194,7 @@ type RepositoryPrune struct {
 	DryRun         bool   `json:"dry_run"`
 	CondemnedPacks int64  `json:"condemned_packs" doc:"of which nothing, or little, is needed: they go when their grace is over"`
 	CondemnedBytes int64  `json:"condemned_bytes"`
+	WaitingBytes   int64  `json:"waiting_bytes" doc:"condemned, now or earlier, and not deleted yet"`
 	DeletedObjects int64  `json:"deleted_objects"`
 	FreedBytes     int64  `json:"freed_bytes"`
 	CopiedBytes    int64  `json:"copied_bytes" doc:"moved out of packs that were given up"`
@@ -201,8 +202,9 @@ type RepositoryPrune struct {
 	LiveBytes      int64  `json:"live_bytes" doc:"that backups need"`
 	StoredBytes    int64  `json:"stored_bytes" doc:"of all objects, afterwards"`
 	// NextAt is the time when another prune can do more.
-	NextAt  *Time   `json:"next_at" required:"true" doc:"when more can be given back; null: nothing waits"`
-	Seconds float64 `json:"seconds"`
+	NextAt   *Time    `json:"next_at" required:"true" doc:"when more can be given back; null: nothing waits"`
+	Warnings []string `json:"warnings" doc:"what deserves a look"`
+	Seconds  float64  `json:"seconds"`
 }
 
 // CopyRepository asks to copy backups to another repository.

@@ -34,10 +34,11 @@ import (
 
 // Depot is an open repository. Its methods may be called concurrently, Close last.
 type Depot struct {
-	repo    *repository.Repo
-	name    string
-	access  contract.RepositoryAccess
-	program string
+	repo      *repository.Repo
+	name      string
+	access    contract.RepositoryAccess
+	program   string
+	temporary string
 
 	changing sync.Mutex // of its keys
 }
@@ -53,6 +54,8 @@ type Options struct {
 	Program string
 	// UploadLimit and DownloadLimit are in bytes a second; 0: none.
 	UploadLimit, DownloadLimit int64
+	// Temporary is the directory for what does not fit into memory; empty: the system's.
+	Temporary string
 	// ID and Fingerprint are what the repository was when it was opened before; zero: any.
 	ID          uuid.UUID
 	Fingerprint [16]byte
@@ -79,7 +82,7 @@ func Open(ctx context.Context, a contract.RepositoryAccess, o Options) (*Depot, 
 
 // New is the Depot of a repository that is open already. Close closes it.
 func New(repo *repository.Repo, a contract.RepositoryAccess, o Options) *Depot {
-	return &Depot{repo: repo, name: cmp.Or(o.Name, repo.URL()), access: a, program: o.Program}
+	return &Depot{repo: repo, name: cmp.Or(o.Name, repo.URL()), access: a, program: o.Program, temporary: cmp.Or(o.Temporary, os.TempDir())}
 }
 
 // Init makes a repository and opens it. What is missing in r has the defaults.
@@ -283,15 +286,7 @@ func each(p Progress, i, n int) func(done, total int64) {
 // seconds since a time.
 func seconds(since time.Time) float64 { return time.Since(since).Seconds() }
 
-// damaged is err, or, if that is nil, one that says so with the code of damage.
-func damaged(err error, format string, args ...any) error {
-	if err != nil {
-		return err
-	}
-	return contract.Errorf(contract.CodeDamaged, format, args...)
-}
-
-// ErrSecret: a file with a passphrase, an identity, exported keys or a secret key cannot be read.
+// ErrSecret says that a file with a passphrase, an identity, exported keys or a secret key cannot be read.
 var ErrSecret = errors.New("read a secret")
 
 var errNoEncryption = errors.New("the repository is not encrypted: it has no keys")

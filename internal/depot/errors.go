@@ -12,6 +12,7 @@ import (
 	"varve/internal/repository/config"
 	"varve/internal/repository/envelope"
 	"varve/internal/repository/keys"
+	"varve/internal/repository/prune"
 )
 
 // codes maps sentinels to what a script sees and to what to do. The first that matches counts.
@@ -43,6 +44,7 @@ var codes = []struct {
 	{config.ErrInvalid, contract.CodeUsage, ""},
 	{config.ErrExists, contract.CodeRefused, "to use it: varve repo add"},
 	{config.ErrUnknownFeature, contract.CodeFailed, "use the version of varve that wrote it, or a later one"},
+	{prune.ErrMapLost, contract.CodeDamaged, "nothing was deleted; see what is damaged: varve repo check; to go on without what is lost: --ignore-lost"},
 	{envelope.ErrNewer, contract.CodeFailed, "use the version of varve that wrote it, or a later one"},
 	{repository.ErrDamaged, contract.CodeDamaged, "see what is damaged: varve repo check; to restore what is left: --skip-damaged"},
 	{envelope.ErrForeign, contract.CodeDamaged, "see what is damaged: varve repo check"},

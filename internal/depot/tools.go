@@ -1,8 +1,7 @@
 package depot
 
-// What Check and Prune are done with.
+// What Check and CheckSealed are done with.
 var (
 	checker       Checker
 	sealedChecker SealedChecker
-	pruner        Pruner
 )
