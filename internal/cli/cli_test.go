@@ -48,15 +48,18 @@ func TestScripts(t *testing.T) {
 			// What begins as a qcow2 image and is none: an archive of text cannot hold the magic number.
 			return os.WriteFile(filepath.Join(e.WorkDir, "forged.qcow2"), []byte("QFI\xfb\x00\x00\x00\x03 and no more of a header"), 0o600)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serve, "terminate": terminate, "exits": exits, "field": field,
-			"write": write, "holds": holds, "hold": hold, "release": release,
-			"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
-			"job-of-kind": jobOfKind, "delete-snapshots": deleteSnapshots, "lock": lock,
-			"disk": makeDisk, "dirt": dirt, "id": keepID, "part": makePart, "no-parts": noParts, "writer": writer, "cmp-bytes": cmpBytes,
-			"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks, "smaller-than": smallerThan,
-		},
+		Cmds: commands,
 	})
+}
+
+// commands are those of scripts.
+var commands = map[string]func(*testscript.TestScript, bool, []string){
+	"serve": serve, "terminate": terminate, "exits": exits, "field": field,
+	"write": write, "holds": holds, "hold": hold, "release": release,
+	"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
+	"job-of-kind": jobOfKind, "delete-snapshots": deleteSnapshots, "lock": lock,
+	"disk": makeDisk, "dirt": dirt, "id": keepID, "part": makePart, "no-parts": noParts, "writer": writer, "cmp-bytes": cmpBytes,
+	"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks, "smaller-than": smallerThan,
 }
 
 const patience = time.Minute

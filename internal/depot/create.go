@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -59,6 +60,7 @@ func (d *Depot) backupForeign(ctx context.Context, r contract.CreateBackup, want
 	if since != nil && since.VolumeID != volume {
 		return nil, contract.Errorf(contract.CodeUsage, "back up %s as %s: backup %s is of %s", f.Source, f.As, since.ID, since.Volume)
 	}
+	all = slices.DeleteFunc(all, func(b repository.Listed) bool { return b.VolumeID != volume })
 	harmed, err := d.harmed(ctx, all)
 	if err != nil {
 		return nil, err
