@@ -54,7 +54,7 @@ type repoInit struct {
 	NoEncryption bool        `help:"Anybody who can read the store can read the backups."`
 	Label        string      `help:"What to call the passphrase." placeholder:"TEXT"`
 	Dedup        string      `help:"What shares content: all backups of the repository, or each set of a full and what depends on it." enum:"repository,set" default:"repository" placeholder:"SCOPE"`
-	ChunkSize    size        `help:"Largest chunk, a power of two from 64K to 1M (default 256K)." placeholder:"SIZE"`
+	ChunkSize    size        `help:"Largest chunk, a power of two from 64K to 1M (default 512K)." placeholder:"SIZE"`
 	Parity       *percentage `help:"Reed-Solomon parity of what is stored (default 3)." placeholder:"PERCENT"`
 	Grace        *grace      `help:"How long what nothing needs is kept (default 24h)." placeholder:"DURATION"`
 }

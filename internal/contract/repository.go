@@ -118,7 +118,7 @@ type InitRepository struct {
 	NoEncryption bool             `json:"no_encryption,omitempty"`
 	Label        string           `json:"label,omitempty" doc:"of the passphrase"`
 	Dedup        string           `json:"dedup,omitempty" enum:"repository,set" default:"repository"`
-	ChunkSize    int64            `json:"chunk_size,omitempty" doc:"bytes, a power of two from 64 KiB to 1 MiB; 0: 256 KiB"`
+	ChunkSize    int64            `json:"chunk_size,omitempty" doc:"bytes, a power of two from 64 KiB to 1 MiB; 0: 512 KiB"`
 	Parity       *int             `json:"parity,omitempty" minimum:"0" maximum:"100" doc:"percent; 3 if absent, 0: none"`
 	GraceSeconds *int64           `json:"grace_seconds,omitempty" minimum:"0" doc:"a day if absent"`
 }
