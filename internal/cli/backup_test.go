@@ -136,6 +136,18 @@ func spoilPacks(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// flip REPO changes a byte in the middle of each pack of chunks.
+func flip(ts *testscript.TestScript, _ bool, args []string) {
+	names, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "packs/*/*"))
+	ts.Check(err)
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		ts.Check(err)
+		b[len(b)/2] ^= 1
+		ts.Check(os.WriteFile(name, b, 0o600))
+	}
+}
+
 // smaller-than DIR SIZE wants all files below a directory to have less than so many bytes together.
 func smallerThan(ts *testscript.TestScript, _ bool, args []string) {
 	var sum int64

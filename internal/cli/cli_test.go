@@ -59,7 +59,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"fields": fields, "mode": mode, "rot": rot, "wait-job": waitJob, "job-refused": jobRefused, "job-ends": jobEnds,
 	"job-of-kind": jobOfKind, "delete-snapshots": deleteSnapshots, "lock": lock,
 	"disk": makeDisk, "dirt": dirt, "id": keepID, "part": makePart, "no-parts": noParts, "writer": writer, "cmp-bytes": cmpBytes,
-	"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks, "smaller-than": smallerThan,
+	"remove-key": removeKey, "newer": newer, "spoil-packs": spoilPacks, "flip": flip, "smaller-than": smallerThan,
 }
 
 const patience = time.Minute

@@ -302,6 +302,9 @@ func (t *terminal) showRepoCheck(c *contract.RepositoryCheck) error {
 	if c == nil {
 		return nil
 	}
+	for _, note := range c.Notes {
+		t.chat("%s", note)
+	}
 	return t.print(c, func(w *table) { drawRepoCheck(w, c) })
 }
 
@@ -311,7 +314,7 @@ func drawRepoCheck(w *table, c *contract.RepositoryCheck) {
 	if c.Left > 0 {
 		w.row("not looked at", fmt.Sprintf("%d objects", c.Left))
 	}
-	w.row("damaged objects", len(c.Damage))
+	w.row("damaged objects", int64(len(c.Damage))+c.MoreDamage)
 	w.row("took", fmt.Sprintf("%.2f s", c.Seconds))
 	if len(c.Damage) > 0 {
 		w.row()

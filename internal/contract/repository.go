@@ -145,30 +145,33 @@ type RepositoryCheck struct {
 	Bytes      int64           `json:"bytes" doc:"in these"`
 	Left       int64           `json:"left" doc:"objects that were not looked at, as a sample or a time budget was asked for"`
 	Damage     []DamagedObject `json:"damage" doc:"what was found, also what could be mended"`
+	MoreDamage int64           `json:"more_damage" doc:"damaged objects beyond those listed"`
 	Harmed     []HarmedBackup  `json:"harmed" doc:"backups that need what is lost"`
+	Notes      []string        `json:"notes" doc:"what deserves to be known and is no damage"`
 	Seconds    float64         `json:"seconds"`
 }
 
 // Lost tells whether anything was found that could not be mended.
 func (c *RepositoryCheck) Lost() bool {
 	for _, d := range c.Damage {
-		if d.State != ObjectMended {
+		if d.State == ObjectLost {
 			return true
 		}
 	}
-	return len(c.Harmed) > 0
+	return c.MoreDamage > 0 || len(c.Harmed) > 0
 }
 
 // The states of a damaged object.
 const (
 	ObjectMended = "mended"
+	ObjectHarmed = "harmed"
 	ObjectLost   = "lost"
 )
 
 // DamagedObject is an object that is not what was put.
 type DamagedObject struct {
 	Object  string   `json:"object" doc:"its name"`
-	State   string   `json:"state" enum:"mended,lost" doc:"mended: its parity sufficed, a sound copy is there"`
+	State   string   `json:"state" enum:"mended,harmed,lost" doc:"mended: a sound copy is there; harmed: it can be read by its parity, and no sound copy could be put"`
 	Message string   `json:"message"`
 	Backups []string `json:"backups" doc:"ids of those that it harms; empty where it was mended or without a key"`
 }

@@ -2,56 +2,69 @@ package depot
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"varve/internal/contract"
-	"varve/internal/objects"
-	"varve/internal/repository"
+	"varve/internal/repository/check"
 )
 
-// Checker looks for damage in a repository and mends what can be; it fills in what it found, and fails only if it could not go on.
-type Checker func(ctx context.Context, repo *repository.Repo, r contract.CheckRepository, found *contract.RepositoryCheck, progress Progress) error
-
-// SealedChecker is a Checker that has no key.
-type SealedChecker func(ctx context.Context, st objects.Store, r contract.CheckRepository, found *contract.RepositoryCheck, progress Progress) error
-
-// Check looks for damage and mends what can be. The error, with the code of damage, says so if something is lost; then the result tells what.
+// Check looks for damage and mends what can be. The error, with the code of damage, says so if something is lost; then the result tells
+// what. After any other the result tells what had been found.
 func (d *Depot) Check(ctx context.Context, r contract.CheckRepository, progress Progress) (contract.RepositoryCheck, error) {
-	out := contract.RepositoryCheck{Repository: d.name, Sealed: r.Sealed, Damage: []contract.DamagedObject{}, Harmed: []contract.HarmedBackup{}}
 	began := time.Now()
-	if err := checker(ctx, d.repo, r, &out, monotone(progress)); err != nil {
-		return out, err
+	o := checkOptions(r, d.temporary, progress)
+	if r.Sealed {
+		report, err := check.Sealed(ctx, d.repo.Store(), o)
+		return checked(d.name, true, report, began, err)
 	}
-	out.Seconds = seconds(began)
-	return out, checkError(out)
+	report, err := check.Run(ctx, d.repo, o)
+	return checked(d.name, false, report, began, err)
 }
 
 // CheckSealed is Check without a key, of a repository that need not be open: envelopes are looked at, and mended, and nothing else.
 func CheckSealed(ctx context.Context, a contract.RepositoryAccess, r contract.CheckRepository, progress Progress) (contract.RepositoryCheck, error) {
-	out := contract.RepositoryCheck{Repository: a.URL, Sealed: true, Damage: []contract.DamagedObject{}, Harmed: []contract.HarmedBackup{}}
 	st, err := openStore(ctx, a, Options{}, false)
 	if err != nil {
-		return out, err
+		return contract.RepositoryCheck{}, err
 	}
 	defer st.Close()
 	began := time.Now()
-	if err := sealedChecker(ctx, st, r, &out, monotone(progress)); err != nil {
-		return out, err
-	}
-	out.Seconds = seconds(began)
-	return out, checkError(out)
+	report, err := check.Sealed(ctx, st, checkOptions(r, os.TempDir(), progress))
+	return checked(st.URL(), true, report, began, err)
 }
 
-func checkError(c contract.RepositoryCheck) error {
-	if !c.Lost() {
-		return nil
+func checkOptions(r contract.CheckRepository, dir string, progress Progress) check.Options {
+	return check.Options{
+		SamplePercent: r.SamplePercent, Budget: time.Duration(r.BudgetSeconds * float64(time.Second)), Dir: dir, Progress: monotone(progress),
 	}
-	lost := 0
-	for _, o := range c.Damage {
-		if o.State == contract.ObjectLost {
+}
+
+// checked is a report in the contract's words.
+func checked(name string, sealed bool, r check.Report, began time.Time, err error) (contract.RepositoryCheck, error) {
+	out := contract.RepositoryCheck{
+		Repository: name, Sealed: sealed, Objects: r.Objects, Bytes: r.Bytes, Left: r.Left, Damage: []contract.DamagedObject{}, MoreDamage: r.MoreDamage,
+		Harmed: []contract.HarmedBackup{}, Notes: append([]string{}, r.Notes...), Seconds: seconds(began),
+	}
+	lost := r.MoreDamage
+	for _, d := range r.Damage {
+		if d.State == check.Lost {
 			lost++
 		}
+		out.Damage = append(out.Damage, contract.DamagedObject{
+			Object: d.Object, State: d.State.String(), Message: d.Message, Backups: append([]string{}, d.Backups...),
+		})
 	}
-	return contract.Errorf(contract.CodeDamaged, "repository %s: %d objects are lost, which harms %d backups", c.Repository, lost, len(c.Harmed)).
-		WithHint("a backup stores again what is lost if its source still has it; to restore what is left: varve backup restore --skip-damaged")
+	for _, h := range r.Harmed {
+		b := contract.HarmedBackup{ID: h.ID, Volume: h.Volume, Whole: h.Whole, Bytes: h.Bytes, Ranges: []contract.Extent{}}
+		for _, e := range h.Ranges {
+			b.Ranges = append(b.Ranges, contract.Extent{Offset: e.Offset, Length: e.Length})
+		}
+		out.Harmed = append(out.Harmed, b)
+	}
+	if err == nil && out.Lost() {
+		err = contract.Errorf(contract.CodeDamaged, "repository %s: %d objects are lost, which harms %d backups", name, lost, len(out.Harmed)).
+			WithHint("a backup stores again what is lost if its source still has it; to restore what is left: varve backup restore --skip-damaged")
+	}
+	return out, err
 }
