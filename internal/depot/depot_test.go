@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"varve/internal/backup"
 	"varve/internal/block/memdisk"
 	"varve/internal/contract"
 	"varve/internal/image/imagetest"
@@ -197,56 +196,6 @@ func TestTwoRestoresToOneFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	hold(t, r.ToFile, f.content)
-}
-
-// A block device is overwritten only with force, is never smaller than the backup, nor mounted; where it holds the right thing already nothing is written.
-func TestRestoreToABlockDevice(t *testing.T) {
-	f := newFixture(t, repository.CreateOptions{})
-	clear(f.content[:1<<20])
-	b := f.backUp(t, contract.BackupAuto)
-	file := filepath.Join(t.TempDir(), "device")
-	before := noise(9, 3<<20)
-	if err := os.WriteFile(file, before, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	device := strings.TrimSpace(imagetest.Run(t, "losetup", "--show", "-f", file))
-	defer imagetest.Run(t, "losetup", "-d", device)
-	r := contract.RestoreBackup{Backup: b.ID, ToFile: device}
-	if _, err := f.RestoreFile(t.Context(), r, nil); codeOf(err) != contract.CodeRefused {
-		t.Fatalf("without force: %v", err)
-	}
-	r.Force = true
-	if _, err := f.RestoreFile(t.Context(), contract.RestoreBackup{Backup: b.ID, ToFile: device, Force: true, Format: "qcow2"}, nil); codeOf(err) != contract.CodeUsage {
-		t.Fatalf("qcow2: %v", err)
-	}
-	done, err := f.RestoreFile(t.Context(), r, nil)
-	if err != nil || done.WrittenBytes != b.MappedBytes-(4096-512) || done.ZeroedBytes != 1<<20 {
-		t.Fatalf("%+v, %v", done, err)
-	}
-	imagetest.Run(t, "sync", device)
-	hold(t, file, append(bytes.Clone(f.content), before[len(f.content):]...))
-	if done, err = f.RestoreFile(t.Context(), r, nil); err != nil || done.WrittenBytes+done.ZeroedBytes != 0 {
-		t.Fatalf("again: %+v, %v", done, err)
-	}
-
-	small := filepath.Join(t.TempDir(), "small")
-	if err := os.WriteFile(small, before[:1<<20], 0o600); err != nil {
-		t.Fatal(err)
-	}
-	smallDevice := strings.TrimSpace(imagetest.Run(t, "losetup", "--show", "-f", small))
-	defer imagetest.Run(t, "losetup", "-d", smallDevice)
-	if _, err := f.RestoreFile(t.Context(), contract.RestoreBackup{Backup: b.ID, ToFile: smallDevice, Force: true}, nil); !errors.Is(err, backup.ErrTooSmall) || codeOf(err) != contract.CodeRefused {
-		t.Fatalf("smaller: %v", err)
-	}
-	hold(t, small, before[:1<<20])
-
-	imagetest.Run(t, "mke2fs", "-q", "-F", device)
-	at := t.TempDir()
-	imagetest.Run(t, "mount", device, at)
-	defer imagetest.Run(t, "umount", at)
-	if _, err := f.RestoreFile(t.Context(), r, nil); err == nil || !strings.Contains(err.Error(), "busy") {
-		t.Fatalf("mounted: %v", err)
-	}
 }
 
 // What is lost is told by list, show and verify, harms those that need it and no others, and the next backup heals it.

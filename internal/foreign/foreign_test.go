@@ -167,46 +167,6 @@ func TestAQcow2FileIsReadAsTheDiskInIt(t *testing.T) {
 	}
 }
 
-// loop makes a block device of a file.
-func loop(t *testing.T, file string) string {
-	t.Helper()
-	device := run(t, "losetup", "--show", "-f", file)
-	t.Cleanup(func() { run(t, "losetup", "-d", device) })
-	return device
-}
-
-func TestABlockDeviceThatIsMountedForWritingIsRefused(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "disk")
-	write(t, file, make([]byte, 8<<20))
-	device := loop(t, file)
-	run(t, "mke2fs", "-q", device)
-	s := opened(t, contract.ForeignSource{Source: device})
-	if s.Consistency != "crash" || s.Device.SizeBytes() != 8<<20 {
-		t.Errorf("%q, %d bytes", s.Consistency, s.Device.SizeBytes())
-	}
-	at := t.TempDir()
-	run(t, "mount", "-o", "ro", device, at)
-	opened(t, contract.ForeignSource{Source: device})
-	run(t, "umount", at)
-	run(t, "mount", device, at)
-	t.Cleanup(func() { run(t, "umount", at) })
-	refused(t, contract.ForeignSource{Source: device}, "mounted for writing on "+at)
-	if err := s.Unchanged(); !errors.Is(err, foreign.ErrChanged) {
-		t.Errorf("mounted meanwhile: %v", err)
-	}
-}
-
-func TestABlockDeviceThatAProcessWritesToIsRefused(t *testing.T) {
-	file, _ := raw(t)
-	device := loop(t, file)
-	f, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	refused(t, contract.ForeignSource{Source: device}, "has it open for writing")
-}
-
 func TestWhatIsNoDiskIsWrongUsage(t *testing.T) {
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")
