@@ -83,6 +83,9 @@ func (t *terminal) showRestored(r *contract.BackupRestore) error {
 	if r.Fill != nil {
 		t.chat("%s can be used; job %s fills it meanwhile", r.Target, r.Fill.ID)
 	}
+	if r.CopyBack != nil {
+		t.chat("%s is as it was then; job %s copies it into its file meanwhile", r.Target, r.CopyBack.ID)
+	}
 	return t.print(r, func(w *table) { drawRestored(w, r) })
 }
 
@@ -97,6 +100,9 @@ func drawRestored(w *table, r *contract.BackupRestore) {
 	}
 	if r.ZeroedBytes > 0 {
 		w.row("zeroed", humanSize(r.ZeroedBytes))
+	}
+	if r.Kept != nil {
+		w.row("present kept as", r.Kept.Ref())
 	}
 	w.row("took", fmt.Sprintf("%.2f s, %d requests", r.Seconds, r.Requests))
 	if len(r.Lost) > 0 {

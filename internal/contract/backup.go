@@ -134,18 +134,20 @@ type RestoreBackup struct {
 
 // BackupRestore is what bringing a backup back came to.
 type BackupRestore struct {
-	Backup       Backup   `json:"backup"`
-	Target       string   `json:"target" doc:"the volume, the file or the device"`
-	Format       string   `json:"format,omitempty" enum:"raw,qcow2" doc:"of a file"`
-	Size         int64    `json:"size" doc:"in bytes"`
-	WrittenBytes int64    `json:"written_bytes" doc:"of content"`
-	ZeroedBytes  int64    `json:"zeroed_bytes" doc:"that held something else"`
-	SameBytes    int64    `json:"same_bytes" doc:"found in the target already"`
-	Lost         []Extent `json:"lost" doc:"that could not be read and are zeros now, in order"`
-	Seconds      float64  `json:"seconds"`
-	Requests     int64    `json:"requests" doc:"made of the store"`
-	Volume       *Volume  `json:"volume,omitempty" doc:"where the target is one"`
-	Fill         *Job     `json:"fill,omitempty" doc:"of an instant restore: the job that fills the volume, which nobody needs to wait for"`
+	Backup       Backup    `json:"backup"`
+	Target       string    `json:"target" doc:"the volume, the file or the device"`
+	Format       string    `json:"format,omitempty" enum:"raw,qcow2" doc:"of a file"`
+	Size         int64     `json:"size" doc:"in bytes"`
+	WrittenBytes int64     `json:"written_bytes" doc:"of content"`
+	ZeroedBytes  int64     `json:"zeroed_bytes" doc:"that held something else"`
+	SameBytes    int64     `json:"same_bytes" doc:"found in the target already"`
+	Lost         []Extent  `json:"lost" doc:"that could not be read and are zeros now, in order"`
+	Seconds      float64   `json:"seconds"`
+	Requests     int64     `json:"requests" doc:"made of the store"`
+	Volume       *Volume   `json:"volume,omitempty" doc:"where the target is one"`
+	Kept         *Snapshot `json:"kept,omitempty" doc:"of a restore in place: the present as it was; roll back to it to undo"`
+	CopyBack     *Job      `json:"copy_back,omitempty" doc:"of a restore in place of an inplace volume: the job that copies it into its file, which clients need not wait for"`
+	Fill         *Job      `json:"fill,omitempty" doc:"of an instant restore: the job that fills the volume, which nobody needs to wait for"`
 }
 
 // The kinds of jobs on repositories and backups.
