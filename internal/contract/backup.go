@@ -105,7 +105,7 @@ type BackupVerification struct {
 	Bytes    int64    `json:"bytes" doc:"that were read and are right"`
 	Lost     []Extent `json:"lost" doc:"that cannot be read, in order"`
 	Messages []string `json:"messages" doc:"why"`
-	Whole    bool     `json:"whole,omitempty" doc:"its map cannot be read: what is lost cannot be told more closely"`
+	Whole    bool     `json:"whole,omitempty" doc:"nothing of it can be read"`
 	Seconds  float64  `json:"seconds"`
 }
 

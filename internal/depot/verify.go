@@ -33,6 +33,7 @@ func (d *Depot) Verify(ctx context.Context, ids []string, progress Progress) ([]
 		}
 		slices.Sort(r.Messages)
 		r.Messages = slices.Compact(r.Messages)
+		r.Whole = len(r.Lost) == 1 && r.Lost[0].Length == b.SizeBytes
 		if !r.OK() {
 			bad++
 			r.Backup.State = contract.BackupDamaged
