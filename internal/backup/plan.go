@@ -18,7 +18,6 @@ type job struct {
 
 	buffer *[]byte        // each block that was read, at its own place
 	zero   maptree.Bitmap // those of the blocks that are all zeros
-	read   int64
 	err    error
 	done   chan struct{} // the blocks have been read
 
