@@ -36,7 +36,7 @@ func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, pro
 	r.lost, v.Errs = lost, errs[:min(len(errs), maxErrs)]
 	visit := func(s *repository.Scanned) error {
 		for c, ch := range s.Region.Chunks {
-			if s.Errs != nil && s.Errs[c] != nil {
+			if s.Errs[c] != nil {
 				if len(v.Errs) < maxErrs {
 					v.Errs = append(v.Errs, s.Errs[c])
 				}

@@ -20,7 +20,7 @@ type Scanned struct {
 	Index  uint64
 	Region maptree.Region
 	Plain  [][]byte // of each chunk that supplies a block, else nil
-	Errs   []error  // of each chunk; nil if none failed
+	Errs   []error  // of each chunk
 }
 
 // Block is the content of one of the region's blocks; nil if it is a hole.
@@ -29,7 +29,7 @@ func (s *Scanned) Block(i int) ([]byte, error) {
 	if !ok {
 		return nil, nil
 	}
-	if s.Errs != nil && s.Errs[c] != nil {
+	if s.Errs[c] != nil {
 		return nil, s.Errs[c]
 	}
 	return s.Plain[c][pos*block.Size : (pos+1)*block.Size], nil
@@ -115,7 +115,8 @@ func (r *Repo) fillWindow(ctx context.Context, window []*Scanned, want Want) err
 	wg, wctx := errgroup.WithContext(ctx)
 	wg.SetLimit(readers)
 	for i, s := range window {
-		s.Plain = make([][]byte, len(s.Region.Chunks))
+		// Chunks of one region are read by several goroutines.
+		s.Plain, s.Errs = make([][]byte, len(s.Region.Chunks)), make([]error, len(s.Region.Chunks))
 		if want == nil {
 			needed[i] = s.needed(nil)
 			continue
@@ -184,9 +185,6 @@ func (r *Repo) readPieces(ctx context.Context, task []piece) error {
 			return err
 		}
 		if err != nil {
-			if p.s.Errs == nil {
-				p.s.Errs = make([]error, len(p.s.Region.Chunks))
-			}
 			p.s.Errs[p.c] = err
 		}
 		p.s.Plain[p.c] = plain
