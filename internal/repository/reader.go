@@ -171,7 +171,12 @@ func (r *Repo) Places(ctx context.Context, id chunk.ID) ([]index.Entry, error) {
 	return r.index.Find(ctx, id)
 }
 
-// packThere asks the store whether a pack is there.
+// packThere asks the store whether a pack is there under its own name. One of which there is only a copy that a repair made may
+// have been condemned and deleted before that copy was put, and nobody who finds it knows.
 func (r *Repo) packThere(ctx context.Context, kind envelope.Kind, id chunk.PackID) (bool, error) {
-	return r.There(ctx, pack.Name(kind, id))
+	_, err := r.store.Stat(ctx, pack.Name(kind, id))
+	if errors.Is(err, objects.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }

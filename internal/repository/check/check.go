@@ -184,7 +184,7 @@ func newChecker(st objects.Store, o Options) *checker {
 	if o.MemoryBytes == 0 {
 		o.MemoryBytes = DefaultMemoryBytes
 	}
-	c := &checker{o: o, st: st, began: time.Now(), space: extsort.Space{FS: o.FS, Dir: o.Dir, MemoryBytes: o.MemoryBytes / 4}}
+	c := &checker{o: o, st: st, began: time.Now(), space: extsort.Space{FS: o.FS, Dir: o.Dir, MemoryBytes: o.MemoryBytes / 8}} // some are filled at the same time
 	c.lost.init()
 	c.damage.init()
 	return c

@@ -192,3 +192,57 @@ func TestBesideOthers(t *testing.T) {
 		})
 	}
 }
+
+// A check that was suspended before it put a mended copy puts it, perhaps, when the pack was condemned and deleted long ago. Nobody
+// relies on such a copy: a pruner that was suspended as well may delete it at any time.
+func TestACopyAloneIsNotReliedOn(t *testing.T) {
+	w, st := newWorld(t, false, repository.CreateOptions{Grace: time.Hour})
+	v := newVolume("v", 4*chunkBytes)
+	v.fill(1, 0, 1, 2)
+	b := w.backUp(st, v, nil)
+	name := w.packOf(st, b, 0)
+	repo := w.open(st)
+	if err := repo.Delete(t.Context(), b.ID); err != nil {
+		t.Fatal(err)
+	}
+	flip(st, name)
+	client := st.Client()
+	stop := client.StopAt(func(c faulty.Call) bool { return c.Op == faulty.Put && c.Name == name+"-1" && !c.After })
+	done := make(chan error)
+	go func() {
+		repo, err := w.tryOpen(client)
+		if err == nil {
+			_, err = check.Run(context.Background(), repo, check.Options{Dir: w.dir})
+		}
+		done <- err
+	}()
+	<-stop.Reached()
+	runs := map[string][]byte{}
+	for _, n := range under(st, "index/") {
+		runs[n] = slices.Clone(st.Bytes(n))
+	}
+	for range 3 {
+		st.Advance(2 * time.Hour)
+		if _, err := prune.Run(t.Context(), w.open(st), prune.Options{Dir: w.dir}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(under(st, "packs/")) > 0 || len(under(st, "condemned/")) > 0 {
+		t.Fatalf("there are %v", st.Names())
+	}
+	stop.Release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(st.Names(), name+"-1") {
+		t.Fatalf("there are %v", st.Names())
+	}
+	for n, content := range runs {
+		st.Plant(n, content) // as if it had not been merged yet
+	}
+	w.backUp(st, v, nil)
+	st.Lose(name + "-1")
+	if truth, err := w.truth(st); err != nil || len(truth) > 0 {
+		t.Fatalf("%v %v", truth, err)
+	}
+}
