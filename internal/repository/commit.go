@@ -31,8 +31,16 @@ const rounds = 10
 // from was deleted meanwhile; ErrFenced: the session took so long that it was
 // given up. In both cases nothing is visible and a new session succeeds.
 func (s *Session) Commit(ctx context.Context, rec *Record, source Source) error {
-	defer s.fail(errAborted)
-	defer s.stop()
+	err := s.commit(ctx, rec, source)
+	s.fail(errAborted)
+	s.stop()
+	if err != nil {
+		s.leave()
+	}
+	return err
+}
+
+func (s *Session) commit(ctx context.Context, rec *Record, source Source) error {
 	stored := time.Now()
 	if err := s.flush(ctx); err != nil {
 		return err

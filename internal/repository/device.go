@@ -2,6 +2,7 @@ package repository
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -175,7 +176,7 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 	if err == nil {
 		err = add(end, true)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("extents of backup %s: %w", d.b.ID, err)
 	}
 	return out, nil

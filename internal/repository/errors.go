@@ -18,6 +18,8 @@ var (
 	ErrIsRepository = errors.New("there is a repository already")
 	// ErrNotEmpty: the place holds other things.
 	ErrNotEmpty = errors.New("not empty")
+	// ErrNotEncrypted: a key was given, and there is nothing that it opens.
+	ErrNotEncrypted = errors.New("it is not encrypted, and a key was given")
 	// ErrOther: the place holds another repository than it did, or one with another key.
 	ErrOther = errors.New("another repository")
 	// ErrBaseGone: what a new backup builds on was deleted meanwhile.

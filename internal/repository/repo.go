@@ -97,6 +97,12 @@ func Create(ctx context.Context, st objects.Store, o CreateOptions) (*Repo, erro
 		}
 	}
 	made, err := config.Create(ctx, st, c, k)
+	if errors.Is(err, config.ErrExists) {
+		err = ErrIsRepository // somebody else was faster
+		if ring != nil {
+			err = errors.Join(err, ring.Discard(ctx, st))
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make a repository in %s: %w", st.URL(), err)
 	}
@@ -149,6 +155,9 @@ func open(ctx context.Context, st objects.Store, o OpenOptions) (*Repo, error) {
 	}
 	if err := c.Allows(config.Read); err != nil {
 		return nil, err
+	}
+	if c.Encryption == config.Plain && (o.Export != nil || len(o.Unlock.Passphrase) > 0 || len(o.Unlock.Identities) > 0) {
+		return nil, ErrNotEncrypted // else whoever can write to the store could have backups written in plain
 	}
 	var ring *keys.Ring
 	k := seal.PlainKeys(c.Repository)

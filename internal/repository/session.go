@@ -77,7 +77,7 @@ type Session struct {
 const (
 	packsUnderWay = 3
 	// progressBytes and a quarter of the grace are how often a candidate tells what there is.
-	progressBytes = 512 << 20
+	progressBytes = 128 << 20
 	maxNodeAt     = 1 << 16
 )
 
@@ -402,6 +402,20 @@ func (s *Session) writeRun(ctx context.Context) error {
 func (s *Session) Abort() {
 	s.fail(errAborted)
 	s.stop()
+	s.leave()
+}
+
+// leaveTime is what telling the next session what there is may take: the store may be why this one ends.
+const leaveTime = 10 * time.Second
+
+// leave tells the next session of packs that no candidate and no run of the index names yet.
+func (s *Session) leave() {
+	if len(s.packed) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), leaveTime)
+	defer cancel()
+	_ = s.tell(ctx, nil) // without, they are stored again
 }
 
 var errAborted = errors.New("session aborted")
