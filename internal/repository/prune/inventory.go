@@ -44,6 +44,7 @@ type packInfo struct {
 	live      uint32 // bytes of those that count
 	condemned bool
 	ripe      bool // condemned for longer than the grace
+	copied    bool // only copies that repairs made are there: see stays
 	named     bool // by a candidate
 	lost      bool // what is in it cannot be read
 	holds     bool // something in it has to be copied before it is deleted
@@ -144,7 +145,7 @@ func (p *pruner) listPacks(ctx context.Context) (*table, error) {
 			k := keyOf(kind, id)
 			// Copies follow their original, if it is there.
 			if n := len(t.packs); n == t.firstOf[i] || t.packs[n-1].id != id {
-				t.packs = append(t.packs, packInfo{packKey: k, bytes: uint32(o.Size), put: o.Modified.UnixNano()})
+				t.packs = append(t.packs, packInfo{packKey: k, bytes: uint32(o.Size), put: o.Modified.UnixNano(), copied: o.Name != k.name()})
 			}
 			if n := uint32(len(t.packs) - 1); o.Name != k.name() {
 				t.copies[n] = append(t.copies[n], o.Name)

@@ -51,7 +51,7 @@ func (p *play) fail(format string, a ...any) {
 // TestWhateverOthersDo has writers, readers and pruners make their requests in any order, with pauses of any length, and be killed, while the
 // clock of the store goes on by leaps, and at times back. After each request that may harm anybody all backups are restored.
 func TestWhateverOthersDo(t *testing.T) {
-	rounds := 40
+	rounds := modelRounds
 	if testing.Short() {
 		rounds = 4
 	}
@@ -127,7 +127,8 @@ func (p *play) turn(alive []*actor) {
 		if harmful {
 			p.look()
 		}
-		if p.stage.settle(); a.done {
+		p.stage.settle()
+		if done, _ := a.ended(); done {
 			return
 		}
 	}

@@ -14,8 +14,8 @@
 // is in an index run before anything is deleted, and a mark goes when its packs
 // are gone.
 //
-// Memory is bounded by sorting outside of it, but for some 50 bytes a pack, which
-// is 1.6 MB a terabyte.
+// Memory is bounded by sorting outside of it, but for some 70 bytes a pack, which
+// is 2 MB a terabyte.
 package prune
 
 import (

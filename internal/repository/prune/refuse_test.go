@@ -256,7 +256,7 @@ func TestDoubtfulRecordsAreDecided(t *testing.T) {
 		s := newStage()
 		a := w.writer(s, v, &base)
 		if !s.until(a, func(c faulty.Call) bool { return isPut(c, "backups/") }) {
-			t.Fatal(a.err)
+			t.Fatal(a.ended())
 		}
 		w.st.Advance(2*grace + time.Minute)
 		if r := w.prune(); len(r.GivenUp) != 1 {

@@ -182,8 +182,22 @@ func (s *stage) finish(a *actor) error {
 	if s.until(a, func(faulty.Call) bool { return false }) {
 		panic("unreachable")
 	}
-	if a.err != nil {
-		return fmt.Errorf("%s: %w", a.name, a.err)
+	if _, err := a.ended(); err != nil {
+		return fmt.Errorf("%s: %w", a.name, err)
 	}
 	return nil
+}
+
+// next is the request that an actor waits for to make.
+func (a *actor) next() faulty.Call {
+	a.stage.mu.Lock()
+	defer a.stage.mu.Unlock()
+	return a.waiting[0].Call
+}
+
+// ended tells whether an actor has, and how.
+func (a *actor) ended() (bool, error) {
+	a.stage.mu.Lock()
+	defer a.stage.mu.Unlock()
+	return a.done, a.err
 }

@@ -375,7 +375,7 @@ func (s *survey) settle(needs []need, places []place) error {
 			for _, pl := range places {
 				t.packs[pl.pack].keep = true
 			}
-		case info.condemned:
+		case info.condemned, info.copied && s.deletes(places):
 			s.rescued += int64(best.sealed)
 			if !s.mustRescue(places) {
 				continue
@@ -395,15 +395,26 @@ func (s *survey) settle(needs []need, places []place) error {
 // of them may be relied on when another is deleted, since whoever deletes that one may rely on this.
 func (s *survey) mustRescue(places []place) bool {
 	t := s.inv.table
-	must := s.all
-	for _, pl := range places {
-		must = must || t.packs[pl.pack].ripe
-	}
+	must := s.deletes(places)
 	for _, pl := range places {
 		t.packs[pl.pack].holds = t.packs[pl.pack].holds || must
 	}
 	return must
 }
+
+// deletes tells whether one of the packs is about to be deleted, or all of them must be ones that can be relied on.
+func (s *survey) deletes(places []place) bool {
+	for _, pl := range places {
+		if s.inv.table.packs[pl.pack].ripe {
+			return true
+		}
+	}
+	return s.all
+}
+
+// stays tells whether a pack can be relied on. One of which there is only a copy that a repair made may have been condemned and deleted
+// before that was put.
+func (p *packInfo) stays() bool { return !p.condemned && !p.copied }
 
 func (s *survey) unusable(p place) bool {
 	info := &s.inv.table.packs[p.pack]
@@ -417,7 +428,7 @@ func (s *survey) best(hints []need, places []place) (best place, ok bool) {
 	rank := func(p place) int {
 		info := &t.packs[p.pack]
 		r := 0
-		for i, good := range []bool{!info.condemned, info.set == hints[0].set, !s.unusable(p)} {
+		for i, good := range []bool{info.stays(), info.set == hints[0].set, !s.unusable(p)} {
 			if good {
 				r |= 1 << i
 			}

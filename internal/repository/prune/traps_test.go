@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func (w *world) orphan(v *volume) {
 	s := newStage()
 	a := w.writer(s, v, nil)
 	if !s.until(a, func(c faulty.Call) bool { return isPut(c, "candidates/") }) {
-		w.t.Fatal(a.err)
+		w.t.Fatal(a.ended())
 	}
 	s.kill(a)
 }
@@ -89,7 +90,7 @@ func TestWriterSleepsBeforeAnyRequestWhileOrphansAreSwept(t *testing.T) {
 	w.st.Advance(grace + time.Minute)
 	outcomes := map[string]int{}
 	for _, b := range []*repository.Backup{nil, &base} {
-		for rounds := 1; rounds <= 4; rounds++ {
+		for rounds := 0; rounds <= 4; rounds++ {
 			for n := 0; ; n++ {
 				w := w.clone(t)
 				s := newStage()
@@ -97,8 +98,12 @@ func TestWriterSleepsBeforeAnyRequestWhileOrphansAreSwept(t *testing.T) {
 				if !s.until(a, at(n)) {
 					break
 				}
-				stopped := a.waiting[0].Call
-				if rounds == 4 {
+				stopped := a.next()
+				switch rounds {
+				case 0: // condemned at once, and swept while the candidate still counts
+					w.prune()
+					w.pruneFor(1)
+				case 4:
 					w.st.Advance(30 * grace)
 				}
 				w.pruneFor(rounds)
@@ -107,7 +112,7 @@ func TestWriterSleepsBeforeAnyRequestWhileOrphansAreSwept(t *testing.T) {
 					t.Fatalf("%d rounds at %v: %v", rounds, stopped, err)
 				}
 				outcomes[fmt.Sprint(err == nil)]++
-				if rounds == 1 && err != nil {
+				if rounds == 1 && err != nil { // nothing is swept yet
 					t.Errorf("stopped at %v, within twice the grace: %v", stopped, err)
 				}
 				w.check(base)
@@ -255,18 +260,16 @@ func TestPruneAfterACrashAtAnyRequest(t *testing.T) {
 		want.st.Advance(3 * grace)
 		want.prune()
 	}
-	for n := 0; ; n++ {
+	for n := 0; ; n += everyCrash {
 		whole := true
 		for _, after := range []bool{false, true} {
 			w := w.clone(t)
 			st := w.st.Client()
-			made := 0
+			var made atomic.Int64
+			var cut atomic.Bool
 			st.SetHook(func(_ context.Context, c faulty.Call) error {
-				if c.After == after {
-					made++
-				}
-				if made > n {
-					whole = false
+				if c.After == after && made.Add(1) > int64(n) || cut.Load() {
+					cut.Store(true)
 					return errKilled
 				}
 				return nil
@@ -278,6 +281,7 @@ func TestPruneAfterACrashAtAnyRequest(t *testing.T) {
 			if err != nil && !errors.Is(err, errKilled) {
 				t.Fatalf("request %d: %v", n, err)
 			}
+			whole = whole && !cut.Load()
 			w.check(last)
 			for range 3 {
 				w.st.Advance(3 * grace)
@@ -299,7 +303,7 @@ func TestPruneAfterACrashAtAnyRequest(t *testing.T) {
 // What is needed lies in two packs. One pruner is about to delete the second, as the first stays; then that is condemned as well, and another
 // pruner finds both condemned.
 func TestPrunersRelyOnNoPackThatIsCondemned(t *testing.T) {
-	for _, ripe := range []bool{false, true} {
+	for _, ripe := range []bool{false, true, true, true, true} { // which pack comes first is random
 		w := newWorld(t, repository.CreateOptions{})
 		repo := w.open(w.st.Client())
 		condemn := func(name string) {
@@ -326,7 +330,7 @@ func TestPrunersRelyOnNoPackThatIsCondemned(t *testing.T) {
 			s := newStage()
 			one := w.pruner(s)
 			if !s.until(one, func(c faulty.Call) bool { return c.Op == faulty.Delete && c.Name == second }) {
-				t.Fatal(one.err)
+				t.Fatal(one.ended())
 			}
 			repo = w.open(w.st.Client())
 			condemn(first)
@@ -348,4 +352,132 @@ func TestPrunersRelyOnNoPackThatIsCondemned(t *testing.T) {
 			}
 		}
 	}
+}
+
+// condemned is a repository with a backup whose pack has a ripe mark, and the volume.
+func condemned(t *testing.T) (w *world, v *volume, b repository.Backup) {
+	w = newWorld(t, repository.CreateOptions{})
+	v = newVolume(4)
+	v.fill(1, 0, 1, 2, 3)
+	b = w.mustBackUp(v, nil)
+	_, id, _ := pack.ParseName(w.names("packs/")[0])
+	if err := w.open(w.st.Client()).PutMark(t.Context(), []repository.MarkedPack{{ID: id}}); err != nil {
+		t.Fatal(err)
+	}
+	w.st.Advance(grace + time.Minute)
+	return w, v, b
+}
+
+// A pruner is anywhere while a session puts its candidate and sees that its base is not deleted; then that is.
+func TestBaseIsDeletedWhileThePrunerIsAnywhere(t *testing.T) {
+	w, v, base := condemned(t)
+	v.fill(2, 0)
+	for n := 0; ; n++ {
+		w := w.clone(t)
+		s := newStage()
+		p := w.pruner(s)
+		reached := s.until(p, at(n))
+		a := w.writer(s, v, &base)
+		if !s.until(a, func(c faulty.Call) bool { return isPut(c, "backups/") }) {
+			t.Fatal(a.ended())
+		}
+		w.delete(base)
+		for _, a := range []*actor{p, a} {
+			if err := s.finish(a); err != nil {
+				t.Fatal(err)
+			}
+			w.check()
+		}
+		w.pruneFor(3)
+		if !reached {
+			break
+		}
+	}
+}
+
+// A pruner is anywhere while somebody opens a backup to read it; then that is deleted.
+func TestBackupIsDeletedWhileItIsReadAndThePrunerIsAnywhere(t *testing.T) {
+	w, v, b := condemned(t)
+	for n := 0; ; n++ {
+		w := w.clone(t)
+		s := newStage()
+		p := w.pruner(s)
+		reached := s.until(p, at(n))
+		d, err := w.open(w.st.Client()).OpenDevice(t.Context(), b.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.delete(b)
+		if err := s.finish(p); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(v.content))
+		if err := d.ReadAt(t.Context(), got, 0); err != nil || string(got) != string(v.content) {
+			t.Fatalf("the pruner was at request %d: %v", n, err)
+		}
+		d.Close()
+		if !reached {
+			break
+		}
+	}
+}
+
+// A pruner is anywhere while a session that relies on what he is about to delete commits: the candidate goes when the record has come.
+func TestSessionCommitsWhileThePrunerIsAnywhere(t *testing.T) {
+	w := newWorld(t, repository.CreateOptions{})
+	v := newVolume(4)
+	v.fill(1, 0, 1, 2, 3)
+	w.orphan(v)
+	w.st.Advance(grace + time.Minute)
+	for n := 0; ; n++ {
+		w := w.clone(t)
+		s := newStage()
+		a := w.writer(s, v, nil)
+		if !s.until(a, func(c faulty.Call) bool { return isPut(c, "backups/") }) {
+			t.Fatal(a.ended())
+		}
+		_, id, _ := pack.ParseName(w.names("packs/")[0])
+		if err := w.open(w.st.Client()).PutMark(t.Context(), []repository.MarkedPack{{ID: id}}); err != nil {
+			t.Fatal(err)
+		}
+		w.st.Advance(grace + time.Minute)
+		p := w.pruner(s)
+		reached := s.until(p, at(n))
+		for _, a := range []*actor{a, p} {
+			if err := s.finish(a); err != nil {
+				t.Fatal(err)
+			}
+			w.check()
+		}
+		if !reached {
+			break
+		}
+	}
+}
+
+// What is needed lies in a pack that is about to be deleted and in the copy that a repair made of another: nobody knows whether that was condemned
+// and deleted before.
+func TestPrunersRelyOnNoCopyAlone(t *testing.T) {
+	w, v, b := condemned(t)
+	again := w.mustBackUp(v, nil) // stores it all again
+	ripe := w.names("condemned/")
+	if len(ripe) != 1 {
+		t.Fatalf("%d marks", len(ripe))
+	}
+	repo := w.open(w.st.Client())
+	marked, err := repo.Condemned(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var copied string
+	for _, name := range w.names("packs/") {
+		if _, id, _ := pack.ParseName(name); !marked[id] {
+			copied = name + "-1"
+			w.st.Plant(copied, w.st.Bytes(name))
+			w.st.Lose(name)
+		}
+	}
+	w.prune()
+	w.st.Lose(copied)
+	w.check(b, again)
 }

@@ -1,0 +1,8 @@
+//go:build !race
+
+package prune_test
+
+const (
+	everyCrash  = 1
+	modelRounds = 20
+)
