@@ -30,6 +30,7 @@ import (
 	"varve/internal/objects"
 	"varve/internal/repository"
 	"varve/internal/repository/config"
+	"varve/internal/repository/envelope"
 	"varve/internal/repository/extsort"
 	"varve/internal/repository/index"
 	"varve/internal/repository/pack"
@@ -269,6 +270,11 @@ func (c *checker) note(format string, args ...any) {
 	if len(c.report.Notes) < maxNotes {
 		c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
 	}
+}
+
+// unknownHere tells errors of objects that a later version wrote, or somebody who has later keys.
+func unknownHere(err error) bool {
+	return errors.Is(err, envelope.ErrNewer) || errors.Is(err, seal.ErrNoKey)
 }
 
 // access is whether the store may be written.

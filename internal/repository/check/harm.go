@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"varve/internal/block"
@@ -94,7 +95,7 @@ func (s *survey) taint(ctx context.Context) (map[chunk.ID]bool, error) {
 	}
 	for level, nodes := range s.nodes {
 		err := w.Level(ctx, level, nodes.Sorted())
-		if err == errTooMany {
+		if errors.Is(err, errTooMany) {
 			return nil, nil
 		}
 		if err != nil {

@@ -65,12 +65,22 @@ func (p *pages) add(ctx context.Context, c *checker, v repository.Verdict) error
 	return p.put(ctx, c)
 }
 
-// flush writes all down. What is lost may be more than a page takes.
+// maxFrames is how many frames a page names, so that it can be read again.
+const maxFrames = 1 << 20
+
+// flush writes all down.
 func (p *pages) flush(ctx context.Context, c *checker) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	frames := 0
 	for _, name := range slices.Sorted(maps.Keys(p.lost)) {
 		p.verdicts = append(p.verdicts, repository.Verdict{Object: name, Condition: repository.Lost, Frames: p.lost[name]})
+		if frames += len(p.lost[name]); frames > maxFrames {
+			if err := p.put(ctx, c); err != nil {
+				return err
+			}
+			frames = 0
+		}
 	}
 	p.lost = nil
 	return p.put(ctx, c)
@@ -82,5 +92,10 @@ func (p *pages) put(ctx context.Context, c *checker) error {
 	if len(verdicts) == 0 || c.write.why() != nil {
 		return nil
 	}
-	return c.write.refused(c.repo.PutLedger(ctx, c.at(), verdicts))
+	err := c.repo.PutLedger(ctx, c.at(), verdicts)
+	if unknownHere(err) {
+		c.note("the ledger was not written: %v", err)
+		return nil
+	}
+	return c.write.refused(err)
 }

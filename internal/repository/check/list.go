@@ -194,6 +194,10 @@ func (c *checker) readLedger(ctx context.Context, to *extsort.Sorter[seen]) (sus
 		}
 		return nil
 	})
+	if unknownHere(err) {
+		c.note("not all of the ledger can be read: %v", err)
+		err = nil
+	}
 	return suspect, err
 }
 

@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// lookers is how many objects are looked at at once, and heldBytes how much memory they take, about: an object in hand takes
-	// twice its size, and what is mended three times.
+	// lookers is how many objects are looked at at once, and heldBytes how many bytes these have together, or one of them alone. What
+	// is mended takes twice its size.
 	lookers   = 16
-	heldBytes = 160 << 20
+	heldBytes = 72 << 20
 )
 
 // look looks at objects, one class after the other, and as many of those that are chosen as the options have it.
@@ -24,9 +24,9 @@ func (c *checker) look(ctx context.Context, items *extsort.Sorter[item], t total
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(lookers)
 	memory := semaphore.NewWeighted(heldBytes)
-	var mu sync.Mutex // guards what follows, and the report's sums
+	var rooms sync.Pool // of objects that have been looked at
+	var mu sync.Mutex   // guards what follows, and the report's sums
 	var done, taken int64
-	var failed error
 	for i, err := range items.Sorted() {
 		if err != nil {
 			return join(err, g.Wait())
@@ -41,13 +41,18 @@ func (c *checker) look(ctx context.Context, items *extsort.Sorter[item], t total
 		if i.class == chosen {
 			taken++
 		}
-		weight := min(2*i.bytes+4096, heldBytes)
+		weight := min(i.bytes+4096, heldBytes)
 		if err := memory.Acquire(gctx, weight); err != nil {
 			break
 		}
 		g.Go(func() error {
 			defer memory.Release(weight)
-			f, err := c.object(gctx, i)
+			room, _ := rooms.Get().(*[]byte)
+			if room == nil {
+				room = new([]byte)
+			}
+			defer rooms.Put(room)
+			f, err := c.object(gctx, i, room)
 			if err != nil {
 				return fmt.Errorf("look at %s: %w", i.name, err)
 			}
@@ -67,15 +72,16 @@ func (c *checker) look(ctx context.Context, items *extsort.Sorter[item], t total
 			return nil
 		})
 	}
-	if failed = g.Wait(); failed == nil {
-		failed = ctx.Err()
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	if c.report.Left > 0 {
 		c.note("%d objects were not looked at", c.report.Left)
 	}
-	return failed
+	return ctx.Err()
 }
 
+// join is the error of what was under way, which may be why the first happened, or else the first.
 func join(first, second error) error {
 	if second != nil {
 		return second

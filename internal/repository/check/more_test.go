@@ -1,11 +1,9 @@
 package check_test
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -153,53 +151,25 @@ func TestSealed(t *testing.T) {
 	}
 }
 
-// With a budget those come first that were never looked at, then those whose last time was longest ago; what is left is told.
-func TestTheLeastRecentlyVerifiedComeFirst(t *testing.T) {
+// A budget that is over before anything was looked at says so.
+func TestABudgetThatIsOver(t *testing.T) {
 	w, st := newWorld(t, false, repository.CreateOptions{})
-	v := newVolume("v", 2*chunkBytes)
-	var packs []string
-	for i := range 4 {
-		v.fill(uint64(i), 0)
-		b := w.backUp(st, v, nil)
-		packs = append(packs, w.packOf(st, b, 0))
-	}
-	repo := w.open(st)
-	at := []int{3, 0, 2} // hours after the epoch; the last never
-	for i, h := range at {
-		good := []repository.Verdict{{Object: packs[i], Condition: repository.Good}}
-		if err := repo.PutLedger(t.Context(), faulty.Epoch.Add(time.Duration(h)*time.Hour), good); err != nil {
-			t.Fatal(err)
-		}
-	}
-	all := []repository.Verdict{}
-	for _, n := range st.Names() {
-		if !slices.Contains(packs, n) {
-			all = append(all, repository.Verdict{Object: n, Condition: repository.Good})
-		}
-	}
-	if err := repo.PutLedger(t.Context(), faulty.Epoch.Add(10*time.Hour), all); err != nil {
-		t.Fatal(err)
-	}
-	client := st.Client()
-	var mu sync.Mutex
-	var order []string
-	client.SetHook(func(_ context.Context, c faulty.Call) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if c.Op == faulty.Get && !c.After && slices.Contains(packs, c.Name) && !slices.Contains(order, c.Name) {
-			order = append(order, c.Name)
-			time.Sleep(20 * time.Millisecond) // looks at several at once begin in order
-		}
-		return nil
-	})
-	r := w.check(client, check.Options{Budget: time.Hour})
-	if want := []string{packs[3], packs[1], packs[2], packs[0]}; !slices.Equal(order, want) || r.Left > 0 {
-		t.Fatalf("%v, not %v: %+v", order, want, r)
-	}
-	clearAll(st, packs[2])
-	r = w.check(st, check.Options{Budget: 1})
+	w.populate(st)
+	lost := under(st, "packs/")[2]
+	clearAll(st, lost)
+	r := w.check(st, check.Options{Budget: 1})
 	if r.Left == 0 || r.Lost() || !slices.ContainsFunc(r.Notes, func(n string) bool { return strings.Contains(n, "not walked") }) {
 		t.Fatalf("%+v", r)
+	}
+	// One that suffices finds what a check of everything does.
+	if r = w.check(st, check.Options{Budget: time.Hour}); r.Left > 0 || !r.Lost() {
+		t.Fatalf("%+v", r)
+	}
+	// And what is known to be lost is looked at, whatever the budget, and whom it harms is told.
+	st.Advance(time.Minute)
+	again := w.check(st, check.Options{Budget: 1})
+	if again.Left == 0 || !same(harmed(again), harmed(r)) {
+		t.Fatalf("%+v, after %+v", again, r)
 	}
 }
 
@@ -274,6 +244,44 @@ func TestMovedContentIsFoundWithoutTheIndex(t *testing.T) {
 	}
 }
 
+// A run of the index that was deleted or lost is made again, as far as backups need it.
+func TestTheIndexIsMadeAgain(t *testing.T) {
+	for _, how := range []string{"zeros", "delete"} {
+		w, st := newWorld(t, false, repository.CreateOptions{})
+		v := newVolume("v", 70*chunkBytes)
+		v.fill(1, 0, 1, 69)
+		b := w.backUp(st, v, nil)
+		name := under(st, "index/")[0]
+		if how == "delete" {
+			st.Lose(name)
+		} else {
+			clearAll(st, name)
+		}
+		r := w.check(st, check.Options{})
+		if len(r.Damage) != 1 || r.Damage[0].State != check.Mended || !strings.HasPrefix(r.Damage[0].Object, "index/") {
+			t.Fatalf("%s: %+v", how, r)
+		}
+		repo := w.open(st)
+		if err := repo.Index().Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		entries := 0
+		for _, run := range repo.Index().Runs() {
+			for e, err := range repo.Index().Merge(t.Context(), []chunk.PackID{run.ID}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if e.Place.Pack == b.Root.Place.Pack || e.Kind == envelope.Pack {
+					entries++
+				}
+			}
+		}
+		if entries != 3+3 || len(under(st, "index/")) != 1 { // three chunks, two leaves and a root
+			t.Fatalf("%s: %d entries in %v", how, entries, under(st, "index/"))
+		}
+	}
+}
+
 // A damaged object that is locked stays; its mended copy is what is read, and another check is content with it.
 func TestALockedObjectStays(t *testing.T) {
 	w, st := newWorld(t, false, repository.CreateOptions{})
@@ -340,12 +348,13 @@ func TestAStoreThatTakesNothing(t *testing.T) {
 
 // Where a medium fails to read a part, the parity gives it back.
 func TestAMediumThatFailsInParts(t *testing.T) {
-	w, st := newWorld(t, false, repository.CreateOptions{})
+	w, st := newWorld(t, false, repository.CreateOptions{Parity: 20})
 	w.populate(st)
 	name := under(st, "packs/")[0]
 	client := st.Client()
 	client.Inject(faulty.Fault{Op: faulty.Get, Pattern: name, Err: syscall.EIO})
-	client.Inject(faulty.Fault{Op: faulty.Read, Pattern: name, Damage: func(p []byte) { clear(p[:min(len(p), 600)]) }})
+	// The whole, its first MiB, the first 64 KiB, the first 4096 bytes; and again when it is read for the second time.
+	client.Inject(faulty.Fault{Op: faulty.Read, Pattern: name, Times: 8, Err: syscall.EIO})
 	r := w.check(client, check.Options{})
 	if d, _ := find(r, name); d.State != check.Mended || r.Lost() {
 		t.Fatalf("%+v", r)
@@ -357,20 +366,32 @@ func TestAMediumThatFailsInParts(t *testing.T) {
 
 // Objects of other programs and of later versions are told, and left alone.
 func TestWhatIsUnknownIsLeftAlone(t *testing.T) {
-	w, st := newWorld(t, false, repository.CreateOptions{})
-	w.populate(st)
-	newer := under(st, "packs/")[0]
-	st.Change(newer, func(p []byte) []byte { return later(p) })
-	st.Plant("readme", []byte("hello"))
-	st.Plant("packs/00/notes", []byte("hello"))
-	before := st.Clone()
-	r := w.check(st, check.Options{})
-	for _, n := range []string{newer, "readme", "packs/00/notes"} {
-		if !slices.ContainsFunc(r.Notes, func(note string) bool { return strings.HasPrefix(note, n) }) {
-			t.Errorf("%s is not told: %q", n, r.Notes)
+	w, sound := newWorld(t, true, repository.CreateOptions{})
+	w.populate(sound)
+	for _, newer := range sound.Names() {
+		st := sound.Clone()
+		st.Change(newer, later)
+		st.Plant("readme", []byte("hello"))
+		st.Plant("packs/00/notes", []byte("hello"))
+		repo, err := w.tryOpen(st)
+		if err != nil {
+			if !errors.Is(err, envelope.ErrNewer) {
+				t.Errorf("%s: %v", newer, err)
+			}
+			continue
 		}
-		if string(st.Bytes(n)) != string(before.Bytes(n)) {
-			t.Errorf("%s was changed", n)
+		before := st.Clone()
+		r, err := check.Run(t.Context(), repo, check.Options{Dir: w.dir})
+		if err != nil || r.Lost() {
+			t.Errorf("%s: %+v, %v", newer, r, err)
+		}
+		for _, n := range []string{newer, "readme", "packs/00/notes"} {
+			if !slices.ContainsFunc(r.Notes, func(note string) bool { return strings.Contains(note, n) }) {
+				t.Errorf("%s is not told: %q", n, r.Notes)
+			}
+			if string(st.Bytes(n)) != string(before.Bytes(n)) {
+				t.Errorf("%s was changed", n)
+			}
 		}
 	}
 }

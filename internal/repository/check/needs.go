@@ -84,6 +84,15 @@ func (s *survey) close() {
 
 // needs finds out whether all that backups need is there, and which are harmed.
 func (c *checker) needs(ctx context.Context) error {
+	err := c.walkAll(ctx)
+	if unknownHere(err) {
+		c.note("the maps of backups were not walked, since they need what is not known here: %v", err)
+		return nil
+	}
+	return err
+}
+
+func (c *checker) walkAll(ctx context.Context) error {
 	all, unreadable, err := c.repo.Backups(ctx)
 	if err != nil {
 		return err

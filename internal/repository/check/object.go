@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"varve/internal/objects"
+	"varve/internal/repository"
 	"varve/internal/repository/envelope"
 )
 
@@ -57,9 +58,12 @@ const (
 // damaged tells that a version is of the object, and not as it was written.
 func (v *version) damaged() bool { return v.state == parity || v.state == part || v.state == bad }
 
-// object looks at an object and its copies, and mends it.
-func (c *checker) object(ctx context.Context, i item) (finding, error) {
-	v, err := c.version(ctx, i, i.name)
+// object looks at an object and its copies, and mends it. The object itself is read into room.
+func (c *checker) object(ctx context.Context, i item, room *[]byte) (finding, error) {
+	if i.copies {
+		room = nil // of what size it is is not known
+	}
+	v, err := c.version(ctx, i, i.name, room)
 	if err != nil {
 		return finding{}, err
 	}
@@ -72,7 +76,7 @@ func (c *checker) object(ctx context.Context, i item) (finding, error) {
 		return finding{}, err
 	}
 	for _, name := range names {
-		copied, err := c.version(ctx, i, name)
+		copied, err := c.version(ctx, i, name, nil)
 		if err != nil {
 			return finding{}, err
 		}
@@ -96,20 +100,20 @@ func (c *checker) object(ctx context.Context, i item) (finding, error) {
 }
 
 // version looks at what is stored under a name. What is not sound is read twice: it may be the reading that went wrong.
-func (c *checker) version(ctx context.Context, i item, name string) (version, error) {
-	v, err := c.judge(ctx, i, name)
+func (c *checker) version(ctx context.Context, i item, name string, room *[]byte) (version, error) {
+	v, err := c.judge(ctx, i, name, room)
 	if err != nil || v.state == good || v.state == newer || v.state == deleted {
 		return v, err
 	}
-	again, err := c.judge(ctx, i, name)
+	again, err := c.judge(ctx, i, name, room)
 	if err == nil && again.state == good {
 		c.note("%s: read wrong once (%s), and right when it was read again", name, v.why)
 	}
 	return again, err
 }
 
-func (c *checker) judge(ctx context.Context, i item, name string) (version, error) {
-	raw, err := c.get(ctx, name)
+func (c *checker) judge(ctx context.Context, i item, name string, room *[]byte) (version, error) {
+	raw, err := c.get(ctx, name, i.bytes, room)
 	switch {
 	case errors.Is(err, objects.ErrNotFound):
 		return version{name: name, state: deleted}, nil
@@ -144,18 +148,23 @@ func (c *checker) judge(ctx context.Context, i item, name string) (version, erro
 	return c.open(ctx, i, v)
 }
 
-// get reads an object whole. Where the medium fails in some places, the rest is returned, with zeros between.
-func (c *checker) get(ctx context.Context, name string) ([]byte, error) {
-	raw, err := c.st.Get(ctx, name)
-	if !errors.Is(err, syscall.EIO) {
-		return raw, err
+// get reads an object whole, into room if it fits. Where the medium fails in some places, the rest is returned, with zeros between.
+func (c *checker) get(ctx context.Context, name string, size int64, room *[]byte) ([]byte, error) {
+	if room == nil || size > objects.MaxObjectBytes {
+		return c.st.Get(ctx, name)
 	}
-	info, err := c.st.Stat(ctx, name)
-	if err != nil {
-		return nil, err
+	if int64(cap(*room)) < size {
+		*room = make([]byte, size)
 	}
-	raw = make([]byte, min(info.Size, objects.MaxObjectBytes))
-	return raw, c.pieces(ctx, name, raw, 0, 1<<20)
+	raw := (*room)[:size:size]
+	err := c.st.Read(ctx, name, raw, 0)
+	switch {
+	case errors.Is(err, syscall.EIO):
+		return raw, c.pieces(ctx, name, raw, 0, 1<<20)
+	case errors.Is(err, objects.ErrShort): // it has changed since it was listed
+		return c.st.Get(ctx, name)
+	}
+	return raw, err
 }
 
 // pieces reads what of an object can be read, in smaller pieces where one fails.
@@ -231,7 +240,7 @@ func (c *checker) put(ctx context.Context, i item, best version, all []version) 
 			return err.Error(), c.write.refused(err)
 		}
 		// Another check may have been faster: then what it put is as good.
-		read, err := c.judge(ctx, i, name)
+		read, err := c.judge(ctx, i, name, nil)
 		switch {
 		case err != nil:
 			return "", err
@@ -256,7 +265,7 @@ func (c *checker) condemned(ctx context.Context, i item) (bool, error) {
 		return false, nil
 	}
 	all, err := c.repo.Condemned(ctx)
-	if errors.Is(err, envelope.ErrLost) {
+	if repository.IsLost(err) || unknownHere(err) {
 		return false, nil // a mark that cannot be read is told by itself
 	}
 	return all[p.id], err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"sync"
@@ -180,10 +181,14 @@ func (s *survey) nameAgain(ctx context.Context) error {
 				err = c.repo.Remove(ctx, o)
 			}
 		}
+		why := "what backups need of it is in another run now"
+		if errors.Is(err, objects.ErrLocked) {
+			why, err = why+"; it is locked, and stays", nil
+		}
 		if err != nil {
 			return c.write.refused(err)
 		}
-		c.damage.settle(name, Mended, "what backups need of it is in another run now")
+		c.damage.settle(name, Mended, why)
 		c.ledger.find(name)
 	}
 	return nil

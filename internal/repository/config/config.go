@@ -210,9 +210,10 @@ func load(ctx context.Context, st objects.Store, repository uuid.UUID, accept fu
 }
 
 // Copies returns what each copy says that can be read, for somebody who wants to know whether they agree: objects.ErrNotFound
-// if there is none, readable or not.
+// if there is none, readable or not; envelope.ErrNewer if none can be read and one is of a later version.
 func Copies(ctx context.Context, st objects.Store) (all []*Config, err error) {
 	missing := 0
+	var newer error
 	for n := range copies.Count {
 		h, payload, err := envelope.Load(ctx, st, copies.Name(stem, n), uuid.Nil, envelope.Config)
 		if err == nil {
@@ -224,12 +225,17 @@ func Copies(ctx context.Context, st objects.Store) (all []*Config, err error) {
 		switch {
 		case errors.Is(err, objects.ErrNotFound):
 			missing++
+		case errors.Is(err, envelope.ErrNewer):
+			newer = err
 		case err != nil && !errors.Is(err, envelope.ErrLost) && !errors.Is(err, envelope.ErrDamaged) && !errors.Is(err, ErrInvalid):
 			return nil, fmt.Errorf("read the configuration: %w", err)
 		}
 	}
-	if missing == copies.Count {
+	switch {
+	case missing == copies.Count:
 		return nil, fmt.Errorf("no repository at %s: %w", st.URL(), objects.ErrNotFound)
+	case len(all) == 0 && newer != nil:
+		return nil, fmt.Errorf("read the configuration: %w", newer)
 	}
 	return all, nil
 }
