@@ -199,9 +199,9 @@ func (s *survey) readIndex(ctx context.Context) error {
 // walk finds all that the maps need.
 func (s *survey) walk(ctx context.Context) error {
 	c := s.c
-	var roots []maptree.Root
+	var roots []mapwalk.Root
 	for _, b := range s.backups {
-		roots = append(roots, b.Root)
+		roots = append(roots, mapwalk.Root{Root: b.Root})
 	}
 	w := s.walker()
 	w.Needed = func(level int, n mapwalk.Node) error {

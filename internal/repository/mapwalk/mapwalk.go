@@ -36,10 +36,18 @@ const (
 	nodesAtOnce = 1024
 )
 
+// Root is a map to be walked.
+type Root struct {
+	maptree.Root
+	Set uint32 // maps of different sets share no nodes, though their ids be the same
+}
+
 // Node is a node that some map needs.
 type Node struct {
 	ID    chunk.ID
 	Place chunk.Place // a hint
+	Set   uint32
+	Root  uint32 // the first of the roots that need it, by its index
 }
 
 // Walk says what to do with nodes. Its functions are called by one goroutine at a time.
@@ -60,23 +68,30 @@ type Walk struct {
 
 // byID orders nodes for a level, and byPlace for being read.
 func byID(a, b Node) int {
-	return cmp.Or(a.ID.Compare(b.ID), byPlace(a, b))
+	return cmp.Or(a.ID.Compare(b.ID), cmp.Compare(a.Set, b.Set), cmp.Compare(a.Root, b.Root), byPlace(a, b))
 }
 
 func byPlace(a, b Node) int {
-	return cmp.Or(bytes.Compare(a.Place.Pack[:], b.Place.Pack[:]), cmp.Compare(a.Place.Frame, b.Place.Frame), a.ID.Compare(b.ID))
+	return cmp.Or(bytes.Compare(a.Place.Pack[:], b.Place.Pack[:]), cmp.Compare(a.Place.Frame, b.Place.Frame), a.ID.Compare(b.ID), cmp.Compare(a.Set, b.Set))
 }
 
 func form(compare func(a, b Node) int) extsort.Form[Node] {
 	return extsort.Form[Node]{
-		Bytes: 52,
+		Bytes: 60,
 		Put: func(b []byte, n Node) {
 			copy(b, n.ID[:])
 			copy(b[32:], n.Place.Pack[:])
 			binary.LittleEndian.PutUint32(b[48:], n.Place.Frame)
+			binary.LittleEndian.PutUint32(b[52:], n.Set)
+			binary.LittleEndian.PutUint32(b[56:], n.Root)
 		},
 		Get: func(b []byte) Node {
-			return Node{chunk.ID(b[:32]), chunk.Place{Pack: chunk.PackID(b[32:48]), Frame: binary.LittleEndian.Uint32(b[48:])}}
+			return Node{
+				ID:    chunk.ID(b[:32]),
+				Place: chunk.Place{Pack: chunk.PackID(b[32:48]), Frame: binary.LittleEndian.Uint32(b[48:])},
+				Set:   binary.LittleEndian.Uint32(b[52:]),
+				Root:  binary.LittleEndian.Uint32(b[56:]),
+			}
 		},
 		Compare: compare,
 	}
@@ -86,7 +101,7 @@ func form(compare func(a, b Node) int) extsort.Form[Node] {
 func Sorter(space extsort.Space) *extsort.Sorter[Node] { return extsort.New(form(byPlace), space) }
 
 // Down reads all nodes of some maps.
-func (w *Walk) Down(ctx context.Context, roots []maptree.Root) error {
+func (w *Walk) Down(ctx context.Context, roots []Root) error {
 	top := -1
 	for _, r := range roots {
 		if !r.Empty {
@@ -96,11 +111,11 @@ func (w *Walk) Down(ctx context.Context, roots []maptree.Root) error {
 	next := extsort.New(form(byID), w.Space)
 	defer func() { next.Close() }()
 	for level := top; level >= 0; level-- {
-		for _, r := range roots {
+		for i, r := range roots {
 			if r.Empty || r.Level != level {
 				continue
 			}
-			if err := next.Add(Node{r.ID, r.Place}); err != nil {
+			if err := next.Add(Node{r.ID, r.Place, r.Set, uint32(i)}); err != nil {
 				return err
 			}
 		}
@@ -129,7 +144,7 @@ func (w *Walk) level(ctx context.Context, level int, nodes, next *extsort.Sorter
 				return err
 			}
 		}
-		if first || n.ID != last.ID {
+		if first || n.ID != last.ID || n.Set != last.Set {
 			if err := once.Add(n); err != nil {
 				return err
 			}
@@ -138,7 +153,7 @@ func (w *Walk) level(ctx context.Context, level int, nodes, next *extsort.Sorter
 	}
 	return w.read(ctx, level, once.Sorted(), func(n Node, decoded maptree.Node) error {
 		for _, c := range decoded.Children {
-			if err := next.Add(Node{c.ID, c.Place}); err != nil {
+			if err := next.Add(Node{c.ID, c.Place, n.Set, n.Root}); err != nil {
 				return err
 			}
 		}
@@ -186,10 +201,13 @@ func (w *Walk) batch(ctx context.Context, level int, batch []Node, found func(No
 		return err
 	}
 	var frames []uint32
-	var there []int // indices into batch
+	var there []int // indices into batch, of the first that is in each frame
 	if err == nil {
 		for i, n := range batch {
-			if int(n.Place.Frame) < d.Len() && d.Entry(n.Place.Frame).ID == n.ID {
+			if int(n.Place.Frame) >= d.Len() || d.Entry(n.Place.Frame).ID != n.ID {
+				continue
+			}
+			if len(frames) == 0 || frames[len(frames)-1] != n.Place.Frame { // else it is of several sets
 				frames, there = append(frames, n.Place.Frame), append(there, i)
 			}
 		}
@@ -197,11 +215,13 @@ func (w *Walk) batch(ctx context.Context, level int, batch []Node, found func(No
 	if len(frames) > 0 {
 		err = w.Packs.Frames(ctx, envelope.Nodes, batch[0].Place.Pack, frames, func(i int, plain []byte) error {
 			decoded, err := w.decode(level, batch[there[i]], plain)
-			if err != nil {
-				return nil // it is read again, and then told to be lost
+			for n := there[i]; err == nil && n < len(batch) && batch[n].Place == batch[there[i]].Place && batch[n].ID == batch[there[i]].ID; n++ {
+				done[n] = true
+				if err := w.call(func() error { return found(batch[n], decoded) }); err != nil {
+					return err
+				}
 			}
-			done[there[i]] = true
-			return w.call(func() error { return found(batch[there[i]], decoded) })
+			return nil // one that does not decode is read again, and then told to be lost
 		})
 		if err != nil && !repository.IsLost(err) {
 			return err
