@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"varve/internal/block"
@@ -184,8 +186,36 @@ func (p *Pool) RollbackWhole(ctx context.Context, ref SnapshotRef, compare bool)
 	p.mu.RLock()
 	v := p.volumes[p.cat.State(dev.state).Volume]
 	p.mu.RUnlock()
+	if p.opts.Clock().Second()%2 == 0 { // the same, by who knows nothing of the pool
+		done, _, err := p.Rewrite(ctx, v.name(), dev.size, keptByRollback, func(ctx context.Context, target block.Device) error {
+			return rewriteFrom(ctx, dev, target)
+		})
+		return done, err
+	}
 	done, _, err := p.rollbackByCopy(ctx, v, former{content: dev, sizeBytes: dev.size}, nil, nil)
 	return done, err
+}
+
+// rewriteFrom writes the blocks of a device that differ in the target, and zeroes those that are zeros.
+func rewriteFrom(ctx context.Context, from, target block.Device) error {
+	want, have, zeros := make([]byte, block.Size), make([]byte, block.Size), make([]byte, block.Size)
+	for off := int64(0); off < from.SizeBytes(); off += block.Size {
+		n := min(block.Size, from.SizeBytes()-off)
+		if err := errors.Join(from.ReadAt(ctx, want[:n], off), target.ReadAt(ctx, have[:n], off)); err != nil {
+			return err
+		}
+		op := &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: want[:n]}
+		switch {
+		case bytes.Equal(want[:n], have[:n]):
+			continue
+		case bytes.Equal(want[:n], zeros[:n]):
+			op = &block.Op{Kind: block.OpZero, Offset: off, Length: n}
+		}
+		if target.Submit(ctx, []*block.Op{op}); op.Err != nil {
+			return op.Err
+		}
+	}
+	return target.Flush(ctx)
 }
 
 // States lists all states.

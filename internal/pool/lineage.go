@@ -467,7 +467,7 @@ func (p *Pool) Rollback(_ context.Context, ref SnapshotRef) (SnapshotInfo, Timin
 			return proposal{}, err
 		}
 		now := p.opts.Clock().UTC()
-		name := freeName(c, v, keptName(now))
+		name := freeName(c, v, keptName(keptByRollback, now))
 		kept = c.LastState + 1
 		return proposal{op: &catalogue.Op{Rollback: &catalogue.Rollback{
 			Volume: v.Number, To: s.ID, KeptID: kept, KeptUUID: uuid.New(), KeptName: name, CreatedAt: now.UnixNano(),

@@ -76,7 +76,7 @@ func (p *Pool) rollable(c *catalogue.Catalogue, v *catalogue.Volume, s *catalogu
 // fits tells why a volume cannot be rolled back to content of that size.
 func (p *Pool) fits(c *catalogue.Catalogue, v *catalogue.Volume, sizeBytes int64) error {
 	if v.Mirror != nil && sizeBytes != c.Head(v).SizeBytes {
-		return fmt.Errorf("%w: the snapshot has %d bytes, the volume %d, and a mirror that has its size; detach that first", ErrInUse, sizeBytes, c.Head(v).SizeBytes)
+		return fmt.Errorf("%w: what it is to hold has %d bytes, the volume %d, and a mirror that has its size; detach that first", ErrInUse, sizeBytes, c.Head(v).SizeBytes)
 	}
 	pl := p.volumes[v.Number].place
 	if pl == nil {
@@ -89,7 +89,7 @@ func (p *Pool) fits(c *catalogue.Catalogue, v *catalogue.Volume, sizeBytes int64
 	case pl.readOnly:
 		return fmt.Errorf("file %s: %w", pl.path, block.ErrReadOnly)
 	case sizeBytes != c.Head(v).SizeBytes:
-		return fmt.Errorf("%w: the snapshot has %d bytes and the volume %d; restore it into another volume", ErrInvalid, sizeBytes, c.Head(v).SizeBytes)
+		return fmt.Errorf("%w: what it is to hold has %d bytes and the volume %d; restore it into another volume", ErrInvalid, sizeBytes, c.Head(v).SizeBytes)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,6 +156,10 @@ type former struct {
 	content block.Device // what is read; who opened it sees to it that it stays
 	// sizeBytes is what the volume is to have then: that of content, or 0 where only ranges are put back: what it has.
 	sizeBytes int64
+	// write, if not nil, is who knows the content instead, and writes it: see Rewrite.
+	write func(ctx context.Context, target block.Device) error
+	// keptAs is what the name begins with of the snapshot that keeps the present; empty: as after a rollback.
+	keptAs string
 }
 
 // rollbackByCopy makes ranges of a volume what they are in from, or all of it if ranges is nil, as RollbackRanges says. Ranges are as
@@ -205,7 +210,12 @@ func (b *putter) run(ctx context.Context, progress func(float64) error) (Timing,
 	if err := b.begin(ctx); err != nil {
 		return Timing{}, err
 	}
-	err := b.fill(ctx, progress)
+	var err error
+	if b.from.write != nil {
+		err = b.from.write(ctx, &rewriting{putter: b})
+	} else {
+		err = b.fill(ctx, progress)
+	}
 	if e := b.device.Close(); err == nil {
 		err = e
 	}
@@ -245,7 +255,7 @@ func (b *putter) keepPresent() error {
 		now := p.opts.Clock().UTC()
 		id = c.LastState + 1
 		op := &catalogue.CreateSnapshots{
-			Name: freeName(c, v, keptName(now)), CreatedAt: now.UnixNano(), Group: uuid.New(),
+			Name: freeName(c, v, keptName(cmp.Or(b.from.keptAs, keptByRollback), now)), CreatedAt: now.UnixNano(), Group: uuid.New(),
 			Of: []catalogue.NewSnapshot{{Volume: v.Number, ID: id, UUID: uuid.New(), Pending: true}},
 		}
 		return proposal{op: &catalogue.Op{CreateSnapshots: op}, after: func() { open() }}, nil
@@ -414,7 +424,10 @@ func writtenTo(name string) error {
 	return fmt.Errorf("volume %q: %w: a client that has written to it is connected; disconnect it first", name, ErrInUse)
 }
 
+// keptByRollback is what the names begin with of snapshots that keep what was there before a rollback.
+const keptByRollback = "auto-before-rollback"
+
 // keptName is what the snapshot is called that keeps the present of that time.
-func keptName(now time.Time) string {
-	return "auto-before-rollback-" + now.Format("20060102t150405.000")
+func keptName(why string, now time.Time) string {
+	return why + "-" + now.Format("20060102t150405.000")
 }
