@@ -62,7 +62,9 @@ type Volume struct {
 	ExclusiveBytes int64             `json:"exclusive_bytes" doc:"held in the pool by this volume alone; of an inplace volume 0"`
 	SharedBytes    int64             `json:"shared_bytes" doc:"held together with snapshots or clones"`
 	TotalBytes     *int64            `json:"total_bytes,omitempty" doc:"what deleting it with all its snapshots would free; absent in lists, and while clones share that"`
-	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, file:PATH, volume:NAME"`
+	DependsOn      []string          `json:"depends_on" doc:"what must be there to read it: pool, file:PATH, volume:NAME, backup:ID"`
+	FilledFrom     string            `json:"filled_from,omitempty" doc:"backup that it was restored from instantly, as long as not all of it is in the pool"`
+	FilledBytes    *int64            `json:"filled_bytes,omitempty" doc:"of that: so much is in the pool, in order"`
 	Snapshots      int               `json:"snapshots"`
 	Bookmarks      int               `json:"bookmarks"`
 	MirroredTo     string            `json:"mirrored_to,omitempty" doc:"the file that is written in step with it"`

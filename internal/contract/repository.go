@@ -130,6 +130,11 @@ type AddRepository struct {
 	Force  bool             `json:"force,omitempty" doc:"also if it cannot be reached now"`
 }
 
+// ChangeRepository renames: fields that are absent change nothing.
+type ChangeRepository struct {
+	Name string `json:"name,omitempty"`
+}
+
 // CheckRepository asks to look for damage, and to mend what can be. Without anything said, in all of it.
 type CheckRepository struct {
 	SamplePercent float64 `json:"sample_percent,omitempty" minimum:"0" maximum:"100" doc:"of the packs, chosen at random; 0: all"`

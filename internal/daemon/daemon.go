@@ -51,6 +51,8 @@ type Config struct {
 	Version       string           // told by Status
 	Log           *slog.Logger     // nil: discarded
 	Clock         func() time.Time // nil: time.Now
+
+	keptAbove int64 // for tests; 0: keptAbove
 }
 
 func (c Config) withDefaults() Config {
@@ -59,6 +61,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
+	}
+	if c.keptAbove == 0 {
+		c.keptAbove = keptAbove
 	}
 	return c
 }
@@ -70,21 +75,25 @@ type Daemon struct {
 	now                   func() time.Time
 	startedAt             time.Time
 
-	pool       *pool.Pool
-	jobs       *jobs
-	copyBacks  copyBacks
-	copies     copies
-	mirrors    mirrors
-	journal    *journal
-	sessions   *sessions
-	timings    timings
-	dropped    atomic.Bool // the pool has given up snapshots
-	expiryKick chan struct{}
+	pool         *pool.Pool
+	repositories *repositories
+	jobs         *jobs
+	copyBacks    copyBacks
+	copies       copies
+	mirrors      mirrors
+	fills        fills
+	journal      *journal
+	sessions     *sessions
+	timings      timings
+	dropped      atomic.Bool // the pool has given up snapshots
+	expiryKick   chan struct{}
 
 	listeners  []net.Listener
 	nbd        *server.Server
-	background sync.WaitGroup // serving NBD, expiry
-	endExpiry  context.CancelFunc
+	background sync.WaitGroup  // serving NBD, expiry, what looks after mirrors, fills and repositories
+	running    context.Context // until the daemon stops
+	endRunning context.CancelFunc
+	keptAbove  int64 // see keptAbove
 }
 
 // poolDir is where the pool lies in a data directory.
@@ -108,26 +117,27 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	d := &Daemon{
 		dir: dir, poolDir: poolDir(dir), version: c.Version, log: c.Log, now: c.Clock, startedAt: c.Clock(),
 		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, copies: copies{jobs: map[uuid.UUID]string{}}, mirrors: newMirrors(), journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
-		expiryKick: make(chan struct{}, 1),
+		expiryKick: make(chan struct{}, 1), fills: newFills(), keptAbove: c.keptAbove,
 	}
+	d.running, d.endRunning = context.WithCancel(context.Background())
 	if err := d.openPool(ctx, c); err != nil {
 		return nil, err
 	}
 	if err := d.serveNBD(c); err != nil {
-		return nil, errors.Join(err, d.pool.Close(context.WithoutCancel(ctx)))
+		return nil, errors.Join(err, d.pool.Close(context.WithoutCancel(ctx)), d.repositories.close())
 	}
-	expiry, endExpiry := context.WithCancel(context.Background())
-	d.endExpiry = endExpiry
-	d.background.Go(func() { d.expireLoop(expiry) })
+	d.background.Go(func() { d.expireLoop(d.running) })
 	d.resumeCopyBacks()
 	d.resumeCopies()
-	d.background.Go(func() { d.keepMirrors(expiry) })
+	d.background.Go(func() { d.keepMirrors(d.running) })
+	d.background.Go(func() { d.keepFilling(d.running) })
 	d.log.Info("ready", "data", dir, "nbd", d.addresses(), "volumes", d.pool.Info().Volumes)
 	return d, nil
 }
 
 // own are the names that Varve puts into a data directory, and what mkfs puts into a new file system.
-var own = map[string]bool{"pool": true, "nbd.sock": true, "api.sock": true, "lost+found": true}
+var own = map[string]bool{"pool": true, "nbd.sock": true, "api.sock": true, "lost+found": true,
+	repositoriesFile: true, repositoriesFile + ".new": true}
 
 func (d *Daemon) openPool(ctx context.Context, c Config) error {
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
@@ -137,7 +147,8 @@ func (d *Daemon) openPool(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("read data directory: %w", err)
 	}
-	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.poolEvent}
+	d.repositories = openRepositories(vfs.OS(), d.dir, "varve "+d.version)
+	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.poolEvent, OpenBase: d.openBase}
 	if _, err := os.Stat(d.poolDir); errors.Is(err, fs.ErrNotExist) {
 		for _, e := range entries {
 			if !own[e.Name()] {
@@ -175,10 +186,15 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	if err := d.nbd.Shutdown(ctx); err != nil {
 		d.log.Warn("clients were cut off before they were done", "error", err)
 	}
-	d.endExpiry()
+	d.repositories.stop()
+	d.endRunning()
 	d.background.Wait()
-	if err := d.pool.Close(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("close pool: %w", err)
+	err := d.pool.Close(context.WithoutCancel(ctx))
+	if err != nil {
+		err = fmt.Errorf("close pool: %w", err)
+	}
+	if err := errors.Join(err, d.repositories.close()); err != nil {
+		return err
 	}
 	d.log.Info("stopped")
 	return nil

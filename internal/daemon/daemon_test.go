@@ -17,7 +17,12 @@ import (
 	"varve/internal/pool"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(victimIn); dir != "" {
+		beKilled(dir)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // deadline bounds everything that a test waits for.
 const deadline = time.Minute
@@ -61,9 +66,14 @@ func (d *Daemon) mustSnapshot(t *testing.T, r contract.CreateSnapshot) {
 	}
 }
 
+// uri is where an export is served.
+func (d *Daemon) uri(export string) string {
+	return "nbd+unix:///" + url.PathEscape(export) + "?socket=" + url.QueryEscape(NBDSocket(d.dir))
+}
+
 func dial(t *testing.T, d *Daemon, export string) *client.Client {
 	t.Helper()
-	c, err := client.Dial(t.Context(), "nbd+unix:///"+url.PathEscape(export)+"?socket="+url.QueryEscape(NBDSocket(d.dir)), client.Options{})
+	c, err := client.Dial(t.Context(), d.uri(export), client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

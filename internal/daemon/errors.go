@@ -8,6 +8,7 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/contract"
+	"varve/internal/depot"
 	"varve/internal/image"
 	"varve/internal/pool"
 	"varve/internal/vfs"
@@ -71,6 +72,9 @@ func Describe(err error) *contract.Error {
 	}
 	var told *contract.Error
 	if errors.As(err, &told) {
+		return told
+	}
+	if told := depot.Explain(err); told != nil {
 		return told
 	}
 	for _, c := range codes {

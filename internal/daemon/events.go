@@ -29,7 +29,8 @@ var brokenPromises = map[string]bool{
 }
 
 // warnings are the kinds of event that will become broken promises unless something is done.
-var warnings = map[string]bool{pool.EventSpace: true, pool.EventSpaceFull: true, pool.EventReclaimFailed: true, pool.EventSnapshotDropped: true}
+var warnings = map[string]bool{pool.EventSpace: true, pool.EventSpaceFull: true, pool.EventReclaimFailed: true, pool.EventSnapshotDropped: true,
+	pool.EventBaseLost: true, mismatchEvent: true, backupFailed: true, damagedEvent: true}
 
 func newJournal(log *slog.Logger) *journal {
 	return &journal{log: log, broken: map[string]contract.Event{}}

@@ -23,6 +23,7 @@ func (d *Daemon) snapshotsChanged() {
 func (d *Daemon) expireLoop(ctx context.Context) {
 	for {
 		d.forgetDropped()
+		d.dropKept(d.now())
 		next := d.expire(ctx, d.now())
 		timer := time.NewTimer(next)
 		select {

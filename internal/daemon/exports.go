@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 	"varve/internal/pool"
 )
 
-// exports is what NBD serves: every volume, and every snapshot read-only. So is a volume whose file cannot be written.
+// exports is what NBD serves: every volume; every snapshot, and every backup in a repository, read-only. So is a volume whose file cannot be written.
 type exports struct{ d *Daemon }
 
 // List implements server.Exports: each volume is followed by its snapshots.
@@ -40,8 +41,8 @@ func (e exports) List(context.Context) ([]server.ExportInfo, error) {
 }
 
 // Open implements server.Exports.
-func (e exports) Open(_ context.Context, name string, s *server.Session) (*server.Export, error) {
-	export, volume, err := e.open(name)
+func (e exports) Open(ctx context.Context, name string, s *server.Session) (*server.Export, error) {
+	export, volume, err := e.open(ctx, name)
 	switch {
 	case isGone(err) || errors.Is(err, pool.ErrInvalid):
 		return nil, fmt.Errorf("%w: %w", server.ErrUnknownExport, err)
@@ -52,7 +53,10 @@ func (e exports) Open(_ context.Context, name string, s *server.Session) (*serve
 	return export, nil
 }
 
-func (e exports) open(name string) (*server.Export, openExport, error) {
+func (e exports) open(ctx context.Context, name string) (*server.Export, openExport, error) {
+	if strings.HasPrefix(name, backupPrefix) {
+		return e.openBackup(ctx, name)
+	}
 	var (
 		device   *pool.Device
 		opened   openExport
@@ -85,6 +89,8 @@ func (e exports) open(name string) (*server.Export, openExport, error) {
 type openExport struct {
 	volume   uuid.UUID
 	snapshot string // empty: the volume itself
+	// repository is whose backup it is, instead of a volume.
+	repository uuid.UUID
 }
 
 // sessions knows which NBD connections work on which volume.

@@ -14,9 +14,11 @@ import (
 
 const (
 	// jobsAtOnce is how many jobs run that somebody waits for, and behindAtOnce how many that nobody needs to wait for; more
-	// wait in the queue. Neither waits for the other.
+	// wait in the queue. None waits for those of another kind.
 	jobsAtOnce   = 2
 	behindAtOnce = 4
+	// remoteAtOnce is how many jobs run that work on repositories, which may be slow.
+	remoteAtOnce = 2
 	// maxQueuedJobs bounds the queue.
 	maxQueuedJobs = 1000
 	// maxFinishedJobs is how many finished jobs are remembered.
@@ -31,6 +33,7 @@ type jobs struct {
 	now    func() time.Time
 	slots  chan struct{}
 	behind chan struct{}
+	remote chan struct{}
 	ctx    context.Context // of all jobs; cancelled by stop
 	stop   context.CancelCauseFunc
 	wait   sync.WaitGroup
@@ -53,7 +56,7 @@ type job struct {
 
 func newJobs(now func() time.Time) *jobs {
 	ctx, stop := context.WithCancelCause(context.Background())
-	return &jobs{now: now, slots: make(chan struct{}, jobsAtOnce), behind: make(chan struct{}, behindAtOnce), ctx: ctx, stop: stop}
+	return &jobs{now: now, slots: make(chan struct{}, jobsAtOnce), behind: make(chan struct{}, behindAtOnce), remote: make(chan struct{}, remoteAtOnce), ctx: ctx, stop: stop}
 }
 
 // run does the work of one job. It reports through j, calls j.pause at points
@@ -69,6 +72,11 @@ func (js *jobs) start(kind, object string, pausable bool, work run) (contract.Jo
 // startBehind is start for work that gives way to clients, may take long, and holds up nobody.
 func (js *jobs) startBehind(kind, object string, pausable bool, work run) (contract.Job, error) {
 	return js.queue(js.behind, kind, object, pausable, work)
+}
+
+// startRemote is start for work on a repository. It does not pause: a store that is waited for too long gives sessions up.
+func (js *jobs) startRemote(kind, object string, work run) (contract.Job, error) {
+	return js.queue(js.remote, kind, object, false, work)
 }
 
 func (js *jobs) queue(slots chan struct{}, kind, object string, pausable bool, work run) (contract.Job, error) {

@@ -5,11 +5,12 @@ import (
 	"varve/internal/pool"
 )
 
-// What a volume or snapshot depends on is what must be there for all of it to be read, in three kinds of words:
+// What a volume or snapshot depends on is what must be there for all of it to be read, in four kinds of words:
 //
 //	pool         this pool
 //	file:PATH    a file or device that the pool does not own
 //	volume:NAME  that volume with all that it depends on itself
+//	backup:ID    a backup in a repository, until all of it is in the pool
 //
 // So an inplace volume depends on its file alone, but while a rollback is being copied back, and for the second that small writes need to come into it; its snapshots, and the
 // clones of these, on the pool for what was overwritten and on the volume for the rest.
@@ -32,7 +33,19 @@ func volumeNeeds(info pool.VolumeInfo) []string {
 	case info.Base != "":
 		return []string{"pool", "volume:" + info.Base}
 	}
-	return []string{"pool"}
+	return append([]string{"pool"}, baseNeeds(info.FilledFrom)...)
+}
+
+// baseNeeds is the backup that is needed as long as not all of it is in the pool.
+func baseNeeds(f *pool.FilledFrom) []string {
+	if f == nil {
+		return nil
+	}
+	base, err := parseBase(f.Ref)
+	if err != nil {
+		return []string{"backup:?"}
+	}
+	return []string{"backup:" + base.backup}
 }
 
 // techniqueOf is cow for the snapshots of inplace volumes. Those of a clone of one have blocks in the file as well, and still are row.
@@ -66,7 +79,7 @@ func snapshotNeeds(info pool.SnapshotInfo) []string {
 	if info.Base != "" {
 		return []string{"pool", "volume:" + info.Base}
 	}
-	return []string{"pool"}
+	return append([]string{"pool"}, baseNeeds(info.FilledFrom)...)
 }
 
 // onFull is what happens if there is no room for what a snapshot needs kept; of row snapshots nothing is kept.

@@ -143,7 +143,8 @@ func (d *Daemon) StartRollbackRanges(ctx context.Context, name string, r contrac
 // unlessRollingBack refuses what a job that rolls the volume back stands in the way of.
 func (d *Daemon) unlessRollingBack(volume string) error {
 	for _, j := range d.Jobs() {
-		if j.Kind == contract.JobRollback && strings.HasPrefix(j.Object, volume+"@") && !j.State.Final() {
+		rolls := j.Kind == contract.JobRollback && strings.HasPrefix(j.Object, volume+"@") || j.Kind == contract.JobRestore && j.Object == volume
+		if rolls && !j.State.Final() {
 			return contract.Errorf(contract.CodeRefused, "volume %q: job %s rolls it back", volume, j.ID).
 				WithHint("wait for it, or cancel it: varve job wait %[1]s, or varve job cancel %[1]s", j.ID)
 		}

@@ -96,6 +96,10 @@ func (d *Daemon) Status() contract.Status {
 	}
 	s.Problems = append(s.Problems, d.fileProblems()...)
 	s.Problems = append(s.Problems, d.mirrorProblems()...)
+	s.Problems = append(s.Problems, d.baseProblems()...)
+	if d.repositories.broken != nil {
+		s.Problems = append(s.Problems, "no repository is known: "+d.repositories.broken.Error())
+	}
 	if s.Pool.ReadOnlyReason != "" {
 		s.Problems = append(s.Problems, "writes are stopped: "+s.Pool.ReadOnlyReason)
 	}
@@ -115,8 +119,12 @@ func (d *Daemon) Status() contract.Status {
 	for _, name := range d.idleMirrors() {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: its mirror is not in sync, and no job copies to it: varve mirror attach %s --to FILE, with the same file", name, name))
 	}
-	if old := d.pool.SnapshotsBefore(d.now().Add(-oldSnapshot)); old > 0 {
-		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week: a snapshot lives in the pool and is no backup")
+	for _, name := range d.idleFills() {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: it is not wholly filled from its backup, and the job that did so was cancelled; the next start of the daemon goes on", name))
+	}
+	s.Warnings = append(s.Warnings, d.pendingRepositories()...)
+	if old := d.notBackedUp(); old > 0 {
+		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week with no backup: a snapshot lives in the pool and is no backup")
 	}
 	return s
 }

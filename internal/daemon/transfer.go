@@ -213,6 +213,9 @@ func (d *Daemon) dropLeftovers() error {
 		return err
 	}
 	for _, info := range infos {
+		if info.Labels[forRepository] != "" && d.now().Sub(info.CreatedAt) < keptFor {
+			continue // of a full that was cut short: the next one takes it
+		}
 		if info.Labels[temporaryLabel] != "" {
 			d.dropTemporary(pool.SnapshotRef{Volume: info.Volume, Name: info.Name})
 		}

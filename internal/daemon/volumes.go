@@ -62,6 +62,12 @@ func (d *Daemon) volume(ctx context.Context, info pool.VolumeInfo) (contract.Vol
 		Path: info.Path, ReadOnly: info.ReadOnly, Broken: info.Broken, Suspect: info.Suspect, CopyingBack: info.CopyingBack,
 		Deleted: info.Deleted, MirroredTo: info.Leg,
 	}
+	if f := info.FilledFrom; f != nil {
+		if base, err := parseBase(f.Ref); err == nil {
+			v.FilledFrom = base.backup
+		}
+		v.FilledBytes = &f.FilledBytes
+	}
 	if info.Path != "" { // its blocks take room in the file, not in the pool
 		v.MappedBytes, v.ExclusiveBytes, v.SharedBytes = info.MappedBytes, 0, 0
 	}
