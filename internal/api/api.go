@@ -85,6 +85,8 @@ func New(d *daemon.Daemon, version string) http.Handler {
 	bookmarks(api, d)
 	mirrors(api, d)
 	diff(api, d)
+	repositories(api, d)
+	backups(api, d)
 	jobs(api, d)
 	service(api, d)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -125,15 +125,21 @@ func TestEveryOperationIsDescribed(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{
-		"delete /v1/bookmarks/{bookmark}", "delete /v1/volumes/{volume}", "delete /v1/volumes/{volume}/mirror", "get /v1/bookmarks", "get /v1/diff",
-		"get /v1/events", "get /v1/jobs", "get /v1/jobs/{job}", "get /v1/pool", "get /v1/snapshots",
-		"get /v1/snapshots/{snapshot}", "get /v1/status", "get /v1/volumes", "get /v1/volumes/{volume}", "get /v1/volumes/{volume}/mirror",
-		"patch /v1/pool", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}",
-		"post /v1/adoptions", "post /v1/bookmarks", "post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel",
-		"post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume", "post /v1/reclaims", "post /v1/repairs", "post /v1/snapshots",
-		"post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/copy", "post /v1/snapshots/{snapshot}/resync", "post /v1/snapshots/{snapshot}/rollback",
-		"post /v1/snapshots/{snapshot}/rollback-ranges", "post /v1/volumes",
-		"post /v1/volumes/{volume}/copy-back", "post /v1/volumes/{volume}/mirror", "post /v1/volumes/{volume}/mirror/split", "post /v1/volumes/{volume}/relayout",
+		"delete /v1/bookmarks/{bookmark}", "delete /v1/repositories/{repository}", "delete /v1/repositories/{repository}/keys/{key}",
+		"delete /v1/volumes/{volume}", "delete /v1/volumes/{volume}/mirror", "get /v1/backup-diff", "get /v1/backups", "get /v1/backups/{backup}",
+		"get /v1/bookmarks", "get /v1/diff", "get /v1/events", "get /v1/jobs", "get /v1/jobs/{job}", "get /v1/pool", "get /v1/repositories",
+		"get /v1/repositories/{repository}", "get /v1/repositories/{repository}/keys", "get /v1/snapshots", "get /v1/snapshots/{snapshot}",
+		"get /v1/status", "get /v1/volumes", "get /v1/volumes/{volume}", "get /v1/volumes/{volume}/mirror", "patch /v1/pool",
+		"patch /v1/repositories/{repository}", "patch /v1/snapshots/{snapshot}", "patch /v1/volumes/{volume}", "post /v1/adoptions",
+		"post /v1/backup-deletions", "post /v1/backup-restores", "post /v1/backup-verifications", "post /v1/backups", "post /v1/bookmarks",
+		"post /v1/checks", "post /v1/exports", "post /v1/imports", "post /v1/jobs/{job}/cancel", "post /v1/jobs/{job}/pause", "post /v1/jobs/{job}/resume",
+		"post /v1/reclaims", "post /v1/repairs", "post /v1/repositories", "post /v1/repositories/{repository}/check",
+		"post /v1/repositories/{repository}/copy", "post /v1/repositories/{repository}/export-keys", "post /v1/repositories/{repository}/keys",
+		"post /v1/repositories/{repository}/prune", "post /v1/repositories/{repository}/rotate-keys", "post /v1/repository-additions",
+		"post /v1/snapshots", "post /v1/snapshots/delete", "post /v1/snapshots/{snapshot}/copy", "post /v1/snapshots/{snapshot}/resync",
+		"post /v1/snapshots/{snapshot}/rollback", "post /v1/snapshots/{snapshot}/rollback-ranges", "post /v1/volumes",
+		"post /v1/volumes/{volume}/copy-back", "post /v1/volumes/{volume}/fill", "post /v1/volumes/{volume}/mirror",
+		"post /v1/volumes/{volume}/mirror/split", "post /v1/volumes/{volume}/relayout",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("operations: %s", diff)

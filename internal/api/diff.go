@@ -15,23 +15,35 @@ import (
 	"varve/internal/daemon"
 )
 
-// diff registers the one operation whose answer is not made in memory: it may have millions of
-// extents. If it fails on the way, the array is not closed, and a trailer has the error.
 func diff(api huma.API, d *daemon.Daemon) {
-	type query struct {
-		From string `query:"from" required:"true" doc:"VOLUME@NAME or VOLUME#NAME"`
-		To   string `query:"to" doc:"VOLUME@NAME or VOLUME; empty: the volume of from"`
-	}
-	extents := api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[[]contract.Extent](), true, "")
+	streamed(api, "diff", "/v1/diff", "What changed from one state of a volume to another",
+		func(_ context.Context, in *struct {
+			From string `query:"from" required:"true" doc:"VOLUME@NAME or VOLUME#NAME"`
+			To   string `query:"to" doc:"VOLUME@NAME or VOLUME; empty: the volume of from"`
+		}) (extents, error) {
+			return d.OpenDiff(in.From, in.To)
+		})
+}
+
+// extents are found one after the other.
+type extents interface {
+	Each(ctx context.Context, visit func(offset, length int64) error) error
+	Close()
+}
+
+// streamed registers an operation whose answer is not made in memory: it may have millions of
+// extents. If it fails on the way, the array is not closed, and a trailer has the error.
+func streamed[In any](api huma.API, id, path, summary string, open func(context.Context, *In) (extents, error)) {
+	schema := api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[[]contract.Extent](), true, "")
 	huma.Register(api, huma.Operation{
-		OperationID: "diff", Method: http.MethodGet, Path: "/v1/diff", Summary: "What changed from one state of a volume to another",
+		OperationID: id, Method: http.MethodGet, Path: path, Summary: summary,
 		Description: "Extents are streamed, in ascending order, whole blocks of 4096 bytes. If that fails on the way, the array is not closed and the trailer " +
 			contract.ErrorTrailer + " has the error.",
 		Responses: map[string]*huma.Response{"200": {
-			Description: "OK", Content: map[string]*huma.MediaType{"application/json": {Schema: extents}},
+			Description: "OK", Content: map[string]*huma.MediaType{"application/json": {Schema: schema}},
 		}},
-	}, func(_ context.Context, in *query) (*huma.StreamResponse, error) {
-		found, err := d.OpenDiff(in.From, in.To)
+	}, func(ctx context.Context, in *In) (*huma.StreamResponse, error) {
+		found, err := open(ctx, in)
 		if err != nil {
 			return nil, fail(err)
 		}

@@ -62,6 +62,8 @@ func volumes(api huma.API, d *daemon.Daemon) {
 		func(_ context.Context, in *namedVolume) (contract.Job, error) { return d.StartRelayout(in.Volume) })
 	operation(api, http.MethodPost, "/v1/volumes/{volume}/copy-back", "copy-back", "Start to copy a rollback back into a volume's file, where that was cancelled or failed", http.StatusAccepted,
 		func(_ context.Context, in *namedVolume) (contract.Job, error) { return d.StartCopyBack(in.Volume) })
+	operation(api, http.MethodPost, "/v1/volumes/{volume}/fill", "fill-volume", "Start to go on filling a volume from its backup, where that was cancelled or has failed", http.StatusAccepted,
+		func(_ context.Context, in *namedVolume) (contract.Job, error) { return d.StartFill(in.Volume) })
 	operation(api, http.MethodPost, "/v1/imports", "import", "Start to make a volume from an image file", http.StatusAccepted,
 		func(_ context.Context, in *with[contract.Import]) (contract.Job, error) {
 			return d.StartImport(in.Body)

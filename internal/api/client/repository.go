@@ -32,6 +32,11 @@ func (c *Client) AddRepository(ctx context.Context, r contract.AddRepository) (c
 	return send[contract.Repository](ctx, c, http.MethodPost, "/v1/repository-additions", r)
 }
 
+// ChangeRepository gives one another name.
+func (c *Client) ChangeRepository(ctx context.Context, name string, r contract.ChangeRepository) (contract.Repository, error) {
+	return send[contract.Repository](ctx, c, http.MethodPatch, repositoryPath(name), r)
+}
+
 // RemoveRepository has the daemon forget a repository, which stays as it is.
 func (c *Client) RemoveRepository(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, repositoryPath(name), nil, nil)
@@ -75,6 +80,11 @@ func (c *Client) RotateRepositoryKeys(ctx context.Context, name string) error {
 // ExportRepositoryKeys returns the keys as a text for a safe.
 func (c *Client) ExportRepositoryKeys(ctx context.Context, name string) (contract.KeyExport, error) {
 	return send[contract.KeyExport](ctx, c, http.MethodPost, repositoryPath(name)+"/export-keys", nil)
+}
+
+// Fill starts to go on filling a volume from its backup.
+func (c *Client) Fill(ctx context.Context, volume string) (contract.Job, error) {
+	return send[contract.Job](ctx, c, http.MethodPost, volumePath(volume)+"/fill", nil)
 }
 
 // Backups lists the backups of a repository and a volume; empty: of all.
