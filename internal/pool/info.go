@@ -180,8 +180,7 @@ const (
 	EventSpaceFull        = "space-full"        // a write was refused
 	EventPlaceLost        = "file-lost"         // the file of an inplace volume cannot be opened, read, written or synced
 	EventPlaceChanged     = "file-changed"      // somebody else changed it
-	EventMirrorFailed     = "mirror-failed"     // a leg cannot be opened, written or synced, and is not written any more
-	EventMirrorChanged    = "mirror-changed"    // somebody else changed a leg
+	EventMirrorFailed     = "mirror-failed"     // a leg cannot be opened, recognised, written or synced, and is not written any more
 	EventBaseLost         = "base-lost"         // the base of a volume cannot be opened or read
 	EventSnapshotDropped  = "snapshot-dropped"  // there was no room for what it needed, and it was made to be given up then
 	EventRepaired         = "repaired"          // an operator had the pool repaired, and this was done

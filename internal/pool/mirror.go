@@ -69,8 +69,9 @@ func (p *Pool) joinMirror(v *catalogue.Volume) *mirror {
 	return m
 }
 
-// openMirrors opens the legs of all mirrored volumes. One that cannot be opened has failed; one that is not what it was is copied wholly.
-func (p *Pool) openMirrors(ctx context.Context) error {
+// openMirrors opens the legs of all mirrored volumes. One that cannot be opened, or is not the one it was, has failed.
+// With back, volumes may have gone back to what they were: the legs, which have not, are to be copied wholly.
+func (p *Pool) openMirrors(ctx context.Context, back bool) error {
 	for _, v := range p.cat.Volumes() {
 		if v.Mirror == nil {
 			continue
@@ -87,15 +88,18 @@ func (p *Pool) openMirrors(ctx context.Context) error {
 		if err != nil && !damagedSet(err) {
 			return err
 		}
+		if back {
+			if err := m.reset(); err != nil {
+				return err
+			}
+		}
 		switch {
 		case err != nil:
 			_ = m.giveUp(fmt.Errorf("which regions differ cannot be read: %w", err)) // or who writes records it
 		case v.Mirror.Failed != "":
 			m.dropped.Store(dropDone(errors.New(v.Mirror.Failed)))
 		default:
-			if err := m.open(&v.Mirror.Seal); err != nil {
-				return err
-			}
+			m.open()
 		}
 	}
 	return nil
@@ -109,22 +113,23 @@ func dropDone(cause error) *drop {
 }
 
 // open opens the leg when the pool is opened.
-func (m *mirror) open(seal *catalogue.Seal) error {
+func (m *mirror) open() {
 	l, err := openLeg(m.pool.opts.FS, m.path, m.volume.size.Load())
+	var seal catalogue.Seal
+	if err == nil {
+		if seal, err = m.sealed(); err == nil {
+			err = m.recognise(l, &seal)
+		}
+		if err != nil {
+			l.unlock()
+		}
+	}
 	if err != nil {
 		_ = m.drop(err) // or who writes records it
-		return nil
+		return
 	}
 	m.leg = l
-	if !seal.Closed {
-		m.inUse.Store(true)
-		return nil
-	}
-	if err := changedSince(m.pool.opts.FS, m.path, l, seal); err != nil {
-		m.pool.event(EventMirrorChanged, m.volume.name(), err.Error()+"; it is copied wholly")
-		return m.reset()
-	}
-	return nil
+	m.inUse.Store(!seal.Closed)
 }
 
 // set records what is known about the leg, unless it was detached meanwhile.
@@ -154,7 +159,7 @@ func (m *mirror) use() error {
 		return nil
 	}
 	err := m.set(func(_ *catalogue.Mirroring, to *catalogue.SetMirror) bool {
-		to.Seal = catalogue.Seal{}
+		to.Seal = m.unsealed(to.Seal)
 		return true
 	})
 	if err == nil {
@@ -167,7 +172,7 @@ func (m *mirror) use() error {
 func (m *mirror) reset() error {
 	err := m.set(func(_ *catalogue.Mirroring, to *catalogue.SetMirror) bool {
 		m.regions.reset()
-		to.Synced, to.Seal = 0, catalogue.Seal{}
+		to.Synced, to.Seal = 0, m.unsealed(to.Seal)
 		return true
 	})
 	if err == nil {
@@ -176,14 +181,14 @@ func (m *mirror) reset() error {
 	return err
 }
 
-// resetMirrors has everything copied to all legs, which are newer than volumes that have gone back.
-func (p *Pool) resetMirrors() error {
-	for _, m := range p.mirrors() {
-		if err := m.reset(); err != nil {
-			return err
-		}
+// unsealed is the seal of the leg while it is in use.
+func (m *mirror) unsealed(was catalogue.Seal) catalogue.Seal {
+	l := m.hold()
+	if l == nil {
+		return catalogue.Seal{SizeBytes: was.SizeBytes, Identity: was.Identity}
 	}
-	return nil
+	defer l.letGo()
+	return l.inUse
 }
 
 // unsync has everything copied to a volume's mirror, if it has one: the volume is another one by an operation that says so durably. mu is held.
@@ -217,7 +222,11 @@ func (m *mirror) drop(cause error) error {
 	}
 	d.err = d.record()
 	m.close()
-	m.pool.event(EventMirrorFailed, m.volume.name(), fmt.Sprintf("%v; the volume goes on without it: once it is mended, attach it again", cause))
+	then := ": once it is mended, attach it again"
+	if errors.Is(cause, errStrange) { // which says what to do
+		then = ""
+	}
+	m.pool.event(EventMirrorFailed, m.volume.name(), fmt.Sprintf("%v; the volume goes on without it%s", cause, then))
 	return d.err
 }
 
@@ -358,6 +367,10 @@ func (m *mirror) seal(ctx context.Context) error {
 	if err != nil { // it may be whole all the same
 		m.pool.event(EventMirrorFailed, m.volume.name(), err.Error())
 		return nil
+	}
+	seal.Identity = l.inUse.Identity
+	if m.differing() > 0 { // of that a sync may have failed: a crash may bring back what was there before
+		seal.Sample = 0
 	}
 	return m.set(func(_ *catalogue.Mirroring, to *catalogue.SetMirror) bool {
 		to.Seal = seal

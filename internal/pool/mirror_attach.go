@@ -14,7 +14,6 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/pool/catalogue"
-	"varve/internal/vfs"
 )
 
 // LegSpec says what file a volume is mirrored to.
@@ -75,7 +74,8 @@ func (m *mirror) info() MirrorInfo {
 
 // AttachMirror has a volume written to a file as well, which SyncMirror has to make what the volume is first. A file that does not exist
 // is made. One that does must be large enough and nobody's, and its content is lost, for which spec says Force; unless it is the leg
-// that has failed: then it is attached again, and only what was written meanwhile is copied. ErrInvalid, ErrExists, ErrInUse, ErrNotFound.
+// that has failed, and is recognised: then it is attached again, and only what was written meanwhile is copied. ErrInvalid, ErrExists, ErrInUse,
+// ErrNotFound.
 func (p *Pool) AttachMirror(_ context.Context, name string, spec LegSpec) (MirrorInfo, error) {
 	if !p.begin() {
 		return MirrorInfo{}, fmt.Errorf("mirror volume %q: pool: %w", name, block.ErrClosed)
@@ -106,7 +106,7 @@ func (p *Pool) attachMirror(name string, spec LegSpec) (*mirror, error) {
 		if old.dropped.Load() == nil || !p.sameFile(old.path, spec.Path) {
 			return nil, fmt.Errorf("%w: the volume is mirrored to %s already; detach that first", ErrInUse, old.path)
 		}
-		return old, old.again(size)
+		return old, old.again(size, spec.Force)
 	}
 	made, err := p.legFile(spec, size)
 	if err != nil {
@@ -174,7 +174,7 @@ func (p *Pool) attachLeg(v *volume, name string, joining bool) (*mirror, error) 
 			m.id = now.UUID
 			op := &catalogue.AttachMirror{
 				Volume: v.number, Path: name, Regions: c.LastVolume + 1, RegionsHead: c.LastState + 1, CreatedAt: p.opts.Clock().UnixNano(),
-				Joining: joining,
+				Joining: joining, Seal: l.inUse,
 			}
 			return proposal{op: &catalogue.Op{AttachMirror: op}, after: func() {
 				if set := p.volumes[op.Regions]; set != nil {
@@ -206,20 +206,29 @@ func (v *volume) alone(do func(open func()) error) error {
 	return do(open)
 }
 
-// again attaches the leg that has failed.
-func (m *mirror) again(sizeBytes int64) error {
+// again attaches the leg that has failed. With force it may be another one.
+func (m *mirror) again(sizeBytes int64, force bool) error {
 	l, err := openLeg(m.pool.opts.FS, m.path, sizeBytes)
 	if err != nil {
 		return err
 	}
-	same := m.sameAsSealed(l) && m.sameAsVolume(l) // before anybody waits for it
+	seal, err := m.sealed()
+	if err != nil {
+		l.unlock()
+		return err
+	}
+	strange := m.recognise(l, &seal) // before anybody waits for it
+	if strange != nil && !force {
+		l.unlock()
+		return fmt.Errorf("%w: %w", ErrExists, strange)
+	}
 	err = m.volume.alone(func(open func()) error {
 		err := m.set(func(_ *catalogue.Mirroring, to *catalogue.SetMirror) bool {
-			if !same {
+			if strange != nil {
 				m.regions.reset()
 				to.Synced = 0
 			}
-			to.Failed, to.Seal = "", catalogue.Seal{}
+			to.Failed, to.Seal = "", l.inUse
 			return true
 		})
 		if err != nil {
@@ -236,49 +245,6 @@ func (m *mirror) again(sizeBytes int64) error {
 		l.unlock()
 	}
 	return err
-}
-
-// sameAsSealed tells whether a file is what the leg was when it was sealed, if it was: nothing has been written to it since.
-func (m *mirror) sameAsSealed(file vfs.File) bool {
-	m.pool.mu.RLock()
-	var seal catalogue.Seal
-	if v := m.pool.cat.Volume(m.volume.number); v != nil && v.Mirror != nil {
-		seal = v.Mirror.Seal
-	}
-	m.pool.mu.RUnlock()
-	return !seal.Closed || changedSince(m.pool.opts.FS, m.path, file, &seal) == nil
-}
-
-// sameAsVolume tells whether a file is what the leg was, by blocks that should be the same on both sides.
-func (m *mirror) sameAsVolume(file vfs.File) bool {
-	if b := m.volume.baseBelow(); b != nil && !b.whole() {
-		return true // a base may take its time, and the pool is being opened: the file's seal has to do
-	}
-	d := m.volume.device()
-	its, ours := make([]byte, block.Size), make([]byte, block.Size)
-	r := m.regions
-	for i := range uint64(sampled) {
-		n := r.count * i / sampled
-		r.mu.Lock()
-		equal := n < r.copied && !r.recorded.has(n)
-		r.mu.Unlock()
-		if !equal {
-			continue
-		}
-		off := int64(n) * catalogue.RegionBytes
-		length := min(block.Size, m.volume.size.Load()-off)
-		if _, err := file.ReadAt(its[:length], off); err != nil {
-			return false
-		}
-		err := d.read(context.Background(), ours[:length], off)
-		r.mu.Lock()
-		equal = !r.recorded.has(n) // nobody has written there meanwhile
-		r.mu.Unlock()
-		if err == nil && equal && string(its[:length]) != string(ours[:length]) {
-			return false
-		}
-	}
-	return true
 }
 
 // DetachMirror ends a volume's mirror. The file stays, with what the volume held last if it was in sync. ErrNotFound.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"varve/internal/pool/catalogue"
 	"varve/internal/vfs"
 )
 
@@ -15,7 +16,8 @@ import (
 type leg struct {
 	vfs.File
 	lock  io.Closer
-	users atomic.Int64 // the mirror is one while it has it
+	inUse catalogue.Seal // its size and identity
+	users atomic.Int64   // the mirror is one while it has it
 
 	written atomic.Uint64 // counts changes
 	syncing sync.Mutex    // held across a sync, so that many share one
@@ -57,11 +59,14 @@ func openLeg(fs vfs.FS, name string, sizeBytes int64) (*leg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("file %s: %w", name, err)
 	}
+	var seal catalogue.Seal
 	file, err := fs.OpenDisk(name, true)
 	if err == nil {
-		var size int64
-		if size, err = file.Size(); err == nil && size < sizeBytes {
-			err = fmt.Errorf("%w: it has %d bytes, and the volume %d", ErrInvalid, size, sizeBytes)
+		if seal.SizeBytes, err = file.Size(); err == nil && seal.SizeBytes < sizeBytes {
+			err = fmt.Errorf("%w: it has %d bytes, and the volume %d", ErrInvalid, seal.SizeBytes, sizeBytes)
+		}
+		if err == nil {
+			seal.Identity, err = fs.Identity(name)
 		}
 		if err != nil {
 			_ = file.Close() // nothing was written
@@ -71,7 +76,7 @@ func openLeg(fs vfs.FS, name string, sizeBytes int64) (*leg, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("file %s: %w", name, err)
 	}
-	l := &leg{File: file, lock: lock}
+	l := &leg{File: file, lock: lock, inUse: seal}
 	l.users.Store(1)
 	return l, nil
 }

@@ -304,28 +304,8 @@ func TestMirrorFollows(t *testing.T) {
 	})
 }
 
-// TestMirrorOfWhatIsNotItAnyMore: a leg that somebody has changed while nobody served it is copied wholly.
-func TestMirrorOfWhatIsNotItAnyMore(t *testing.T) {
-	eachLayout(t, func(t *testing.T, layout string) {
-		d := attached(t, layout, 3<<20)
-		d.must(d.p.Close(ctx))
-		f, err := d.fs.Open(legImage)
-		d.must(err)
-		d.must(errors.Join(f.WriteAt([][]byte{[]byte("somebody was here")}, 0), f.Sync(), f.Close()))
-		d.open()
-		if len(d.events) != 1 || d.events[0].Kind != pool.EventMirrorChanged {
-			t.Errorf("told is %+v", d.events)
-		}
-		if n := d.p.Differing("v"); len(n) != 3 {
-			t.Errorf("regions %v differ of a file that is another one", n)
-		}
-		d.sync()
-		d.must(d.p.Close(ctx))
-	})
-}
-
 // TestMirrorThatIsLost: a leg that cannot be opened has failed, and what is written meanwhile is copied when it is attached again; one that
-// is another file is copied wholly.
+// is another file is only taken if that is asked for, and copied wholly.
 func TestMirrorThatIsLost(t *testing.T) {
 	eachLayout(t, func(t *testing.T, layout string) {
 		for _, changed := range []bool{false, true} {
@@ -349,8 +329,9 @@ func TestMirrorThatIsLost(t *testing.T) {
 				d.must(err)
 				d.must(errors.Join(f.WriteAt([][]byte{make([]byte, 100)}, 0), f.Close()))
 				want = []uint64{0, 1, 2}
+				d.refused()
 			}
-			_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage})
+			_, err := d.p.AttachMirror(ctx, "v", pool.LegSpec{Path: legImage, Force: changed})
 			d.must(err)
 			if n := d.p.Differing("v"); !slices.Equal(n, want) {
 				t.Errorf("regions %v differ, want %v", n, want)

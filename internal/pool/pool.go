@@ -154,11 +154,7 @@ func openWritable(ctx context.Context, o Options, how *opening) (*Pool, error) {
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
 	}
 	p.openPlaces()
-	err = p.openMirrors(ctx)
-	if err == nil && how.cut != nil {
-		err = p.resetMirrors()
-	}
-	if err != nil {
+	if err := p.openMirrors(ctx, how.cut != nil); err != nil {
 		p.abandon()
 		return nil, fmt.Errorf("open pool %s: %w", o.Dir, err)
 	}

@@ -58,7 +58,7 @@ func changedSince(fs vfs.FS, name string, file vfs.File, then *catalogue.Seal) e
 	if now.ModTime != then.ModTime {
 		what = append(what, "its time of modification is another")
 	}
-	if now.Sample != then.Sample {
+	if then.Sample != 0 && now.Sample != then.Sample {
 		what = append(what, "its content is another")
 	}
 	if len(what) == 0 {

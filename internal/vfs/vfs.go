@@ -56,6 +56,9 @@ type FS interface {
 	// Stat describes a file or directory. Sys of the result is a *syscall.Stat_t
 	// whose Ino, Size and Blocks (of 512 bytes, what is allocated) are set.
 	Stat(name string) (fs.FileInfo, error)
+	// Identity tells a file or device from others, also once the machine has been started anew and what was called by this name may be
+	// called by another: a file by its inode, a device by what its maker or administrator gave it. Empty where nothing does.
+	Identity(name string) (string, error)
 	// Space tells how large the file system of a directory is and how much of it is free for us, in bytes.
 	Space(dir string) (total, free int64, err error)
 	// SyncDir makes the entries of a directory durable.

@@ -115,12 +115,13 @@ type Place struct {
 	Whole uint64
 }
 
-// Seal is what a file was when its volume was closed; zero while it is in use.
+// Seal is what a file was when its volume was closed. While it is in use it is zero; of a leg it has SizeBytes and Identity then.
 type Seal struct {
 	Closed    bool   `cbor:"1,keyasint,omitempty"`
 	SizeBytes int64  `cbor:"2,keyasint,omitempty"`
 	ModTime   int64  `cbor:"3,keyasint,omitempty"` // Unix nanoseconds
-	Sample    uint32 `cbor:"4,keyasint,omitempty"` // CRC32C of some of its blocks
+	Sample    uint32 `cbor:"4,keyasint,omitempty"` // CRC32C of some of its blocks; 0 if that is not known
+	Identity  string `cbor:"5,keyasint,omitempty"` // of a leg: vfs.FS.Identity
 }
 
 // Catalogue is the present. It is for one writer at a time, or many readers.

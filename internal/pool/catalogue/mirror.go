@@ -32,6 +32,7 @@ type AttachMirror struct {
 	RegionsHead uint64 `cbor:"4,keyasint"` // state
 	CreatedAt   int64  `cbor:"5,keyasint"`
 	Joining     bool   `cbor:"6,keyasint,omitempty"`
+	Seal        Seal   `cbor:"7,keyasint"` // of the file, which is in use
 }
 
 // SetMirror tells what is known about a volume's leg.
@@ -71,7 +72,7 @@ func (c *Catalogue) attachMirror(o *AttachMirror) error {
 	if v == nil || v.Internal() || v.Incomplete || v.Deleted || v.Mirror != nil || o.Regions <= c.LastVolume || o.RegionsHead <= c.LastState {
 		return fmt.Errorf("attach a mirror to volume %d: it is not there or not whole, has one, or the number of its regions is taken", o.Volume)
 	}
-	m := &Mirroring{Path: o.Path, Regions: o.Regions, Joining: o.Joining}
+	m := &Mirroring{Path: o.Path, Regions: o.Regions, Joining: o.Joining, Seal: o.Seal}
 	if err := c.changeVolume(o.Volume, func(v *Volume) { v.Mirror = m }); err != nil {
 		return err
 	}

@@ -266,6 +266,15 @@ func (f *FS) Stat(name string) (info fs.FileInfo, err error) {
 	return info, err
 }
 
+// Identity is vfs.FS.
+func (f *FS) Identity(name string) (string, error) {
+	info, err := f.Stat(name)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("inode %d", info.Sys().(*syscall.Stat_t).Ino), nil
+}
+
 type fileInfo struct {
 	name  string
 	isDir bool

@@ -36,6 +36,7 @@ func Contract(t *testing.T, open func(t *testing.T) (fsys vfs.FS, dir string)) {
 		"closed file":    testClosedFile,
 		"concurrency":    testConcurrency,
 		"lock":           testLock,
+		"identity":       testIdentity,
 	} {
 		t.Run(name, func(t *testing.T) {
 			fsys, dir := open(t)
@@ -107,6 +108,25 @@ func holds(t *testing.T, f vfs.File, text string) {
 	}
 	if err := f.ReadVector([][]byte{got[:3], got[3:]}, 0, true); !bare(err, io.EOF) {
 		t.Fatalf("ReadVector beyond the end gave %v; want io.EOF", err)
+	}
+}
+
+// A file keeps its identity under another name, and one that takes its name has another.
+func testIdentity(t *testing.T, fsys vfs.FS, dir string) {
+	a, b := path.Join(dir, "a"), path.Join(dir, "b")
+	_, err := fsys.Identity(a)
+	want(t, err, fs.ErrNotExist, a)
+	create(t, fsys, a)
+	first, err := fsys.Identity(a)
+	must(t, err)
+	must(t, fsys.Rename(a, b))
+	create(t, fsys, a)
+	second, err := fsys.Identity(a)
+	must(t, err)
+	moved, err := fsys.Identity(b)
+	must(t, err)
+	if first == "" || moved != first || second == first {
+		t.Errorf("a file is %q, moved it is %q, and the one that took its name %q", first, moved, second)
 	}
 }
 
