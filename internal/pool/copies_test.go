@@ -379,6 +379,7 @@ func TestFileOfCopyChanged(t *testing.T) {
 // TestCopyAtEveryCrash crashes at every operation of the file system that making, cancelling and deleting a copy takes. The copy is wholly there or is gone on with, the
 // volume and its snapshot are what they were, and in the end nothing is left.
 func TestCopyAtEveryCrash(t *testing.T) {
+	t.Parallel()
 	for _, c := range copyCases() {
 		t.Run(c.String(), func(t *testing.T) {
 			d := c.setup(t)
@@ -386,6 +387,9 @@ func TestCopyAtEveryCrash(t *testing.T) {
 			images := 0
 			asked := false
 			d.fs.OnOp(func(n int, o crashfs.Op, opErr error) {
+				if n%thin(2) != 0 {
+					return
+				}
 				for _, p := range append(crashfs.Policies(len(d.fs.Pending())), crashfs.ProcessCrash, crashfs.Random(uint64(n))) {
 					images++
 					a := &inplace{tb: located{t, new(fmt.Sprintf("crash after operation %d (%v: %v), %v", n, o, opErr, p))}, fs: d.fs.CrashImage(p), clock: d.clock}
@@ -433,6 +437,7 @@ func TestCopyAtEveryCrash(t *testing.T) {
 // TestLettingCopiesGoAtEveryCrash crashes at every operation of the file system that cancelling a copy, deleting one, its volume and then itself take: the
 // pool is sound, what is left of the copy reads as it did, and nothing is left of what can be deleted.
 func TestLettingCopiesGoAtEveryCrash(t *testing.T) {
+	t.Parallel()
 	for _, c := range copyCases() {
 		t.Run(c.String(), func(t *testing.T) {
 			d := c.setup(t)

@@ -23,6 +23,7 @@ type crasher struct {
 	*driver
 	t *testing.T
 
+	every    int    // how many operations from one that it crashes at to the next
 	seeds    uint64 // random images at each operation
 	recovery bool   // crash during the recovery of each image, too
 	thorough bool   // close and reopen each pool, too
@@ -67,12 +68,15 @@ type outcome struct {
 }
 
 func newCrasher(t *testing.T, d *driver) *crasher {
-	return &crasher{driver: d, t: t, seeds: 2, texts: map[*model]string{}, images: map[image]*outcome{}}
+	return &crasher{driver: d, t: t, every: thin(2), seeds: 2, texts: map[*model]string{}, images: map[image]*outcome{}}
 }
 
 // watch begins to look at every operation.
 func (c *crasher) watch() {
 	c.fs.OnOp(func(n int, op crashfs.Op, err error) {
+		if n%c.every != 0 {
+			return
+		}
 		c.counted.points++
 		policies := append(crashfs.Policies(len(c.fs.Pending())), crashfs.ProcessCrash)
 		for s := range c.seeds {
@@ -294,11 +298,12 @@ func settleReserve(t *testing.T, fs *crashfs.FS) {
 // TestEveryCrashPoint performs each action alone, and crashes at each operation of the
 // file system that it takes, with every policy, and again at each operation of the recovery.
 func TestEveryCrashPoint(t *testing.T) {
+	t.Parallel()
 	var all crashCounts
 	for _, a := range actions {
 		t.Run(a.name, func(t *testing.T) {
 			c := newCrasher(t, crashSetup(t))
-			c.recovery, c.thorough, c.seeds = true, true, 4
+			c.every, c.recovery, c.thorough, c.seeds = thin(4), true, true, 4
 			c.watchSequence(a)
 			all.add(c.counted)
 		})
@@ -309,6 +314,7 @@ func TestEveryCrashPoint(t *testing.T) {
 // TestEveryCrashPointOfPairs performs each action after each other one (or, by default, after every third),
 // with writes before, between and after, and crashes in the second.
 func TestEveryCrashPointOfPairs(t *testing.T) {
+	t.Parallel()
 	counts := make(chan crashCounts, len(actions))
 	t.Run("after", func(t *testing.T) {
 		for i, first := range actions {
@@ -356,6 +362,7 @@ func (c *crasher) watchSequence(sequence ...action) {
 
 // TestEveryCrashPointOfTriples is a sample of longer sequences.
 func TestEveryCrashPointOfTriples(t *testing.T) {
+	t.Parallel()
 	stride := 397 * thin(5) // prime to the number of actions, so that all take part
 	if *crashFull {
 		stride = 13

@@ -41,11 +41,12 @@ var faults = []fault{
 // at a time. The action succeeds or says what failed; the pool holds it wholly or not at all,
 // goes on or says why it does not, and every crash then leaves what may be left.
 func TestEveryErrorPoint(t *testing.T) {
+	t.Parallel()
 	points := 0
 	for _, f := range faults {
 		for _, a := range actions {
 			t.Run(f.name+"/"+a.name, func(t *testing.T) {
-				for n := 0; failAt(t, f, n, a); n += thin(4) {
+				for n := 0; failAt(t, f, n, a); n += thin(8) {
 					points++
 				}
 			})

@@ -372,6 +372,7 @@ func (d *inplace) diff(from pool.PointRef, then heldState) {
 // TestInplaceAgainstModel does random things to an inplace volume, its snapshots, bookmarks and clones, crashes now and
 // then, and compares everything with plain bytes.
 func TestInplaceAgainstModel(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.SampledFrom([]int64{64 << 10, 1<<20 + 8192, 1<<20 + 4608}).Draw(t, "size")
 		d := newOverlaid(t, size, 1, rapid.SampledFrom([]int64{0, 0, 5 * block.Size, -1}).Draw(t, "overlay"))

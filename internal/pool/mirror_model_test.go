@@ -17,6 +17,7 @@ import (
 // TestMirrorAgainstModel does random things to a mirrored volume, crashes now and then, breaks its leg and mends it, and demands all the time
 // that the leg is the same wherever it does not count as differing, and that no more is copied than that.
 func TestMirrorAgainstModel(t *testing.T) {
+	t.Parallel()
 	eachLayout(t, func(t *testing.T, layout string) {
 		rapid.Check(t, func(t *rapid.T) {
 			d := newMirrored(t, layout, rapid.SampledFrom([]int64{64 << 10, 3<<20 + 8192, 2<<20 + 4608}).Draw(t, "size"))

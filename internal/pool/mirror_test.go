@@ -36,10 +36,11 @@ type mirrored struct {
 	events  []pool.Event    // but for recoveries
 	touched map[uint64]bool // regions that may be recorded
 	snaps   map[string][]byte
+	buffers *[3][]byte // what verify reads volume and leg into, and what a volume was after a crash
 }
 
 func newMirrored(tb tb, layout string, size int64) *mirrored {
-	d := &mirrored{tb: tb, fs: crashfs.New(), clock: newClock(), layout: layout, dirty: map[int64]bool{}, touched: map[uint64]bool{}, snaps: map[string][]byte{}}
+	d := &mirrored{tb: tb, fs: crashfs.New(), clock: newClock(), layout: layout, dirty: map[int64]bool{}, touched: map[uint64]bool{}, snaps: map[string][]byte{}, buffers: new([3][]byte)}
 	d.opts = options(d.fs, d.clock)
 	d.opts.OnEvent = d.told
 	d.must(pool.Create(ctx, d.opts))
@@ -165,20 +166,25 @@ func (d *mirrored) info() pool.MirrorInfo {
 	return info
 }
 
-func (d *mirrored) read(name string) []byte {
+func (d *mirrored) read(name string) []byte { return d.readInto(nil, name) }
+
+// readInto reads a volume or snapshot into a buffer, if it is large enough.
+func (d *mirrored) readInto(b []byte, name string) []byte {
 	d.tb.Helper()
 	dev, err := openEither(d.p, name)
 	d.must(err)
-	b := make([]byte, dev.SizeBytes())
+	b = slices.Grow(b[:0], int(dev.SizeBytes()))[:dev.SizeBytes()]
 	d.must(errors.Join(dev.ReadAt(ctx, b, 0), dev.Close()))
 	return b
 }
 
-func (d *mirrored) leg() []byte {
+func (d *mirrored) leg() []byte { return d.legInto(nil) }
+
+func (d *mirrored) legInto(b []byte) []byte {
 	d.tb.Helper()
 	f, err := d.fs.OpenReadOnly(legImage)
 	d.must(err)
-	b := make([]byte, len(d.data))
+	b = slices.Grow(b[:0], len(d.data))[:len(d.data)]
 	_, err = f.ReadAt(b, 0)
 	d.must(errors.Join(err, f.Close()))
 	return b
@@ -187,7 +193,8 @@ func (d *mirrored) leg() []byte {
 // verify demands that the volume is what it should be, and the leg the same in all regions that do not count as differing.
 func (d *mirrored) verify() {
 	d.tb.Helper()
-	if !bytes.Equal(d.read("v"), d.data) {
+	now := &d.buffers[0]
+	if *now = d.readInto(*now, "v"); !bytes.Equal(*now, d.data) {
 		d.tb.Fatal("the volume is not what was written")
 	}
 	if _, err := d.p.Mirror("v"); errors.Is(err, pool.ErrNotFound) {
@@ -198,7 +205,8 @@ func (d *mirrored) verify() {
 
 func (d *mirrored) sameBut(differing []uint64) {
 	d.tb.Helper()
-	leg := d.leg()
+	d.buffers[1] = d.legInto(d.buffers[1])
+	leg := d.buffers[1]
 	for n := range uint64(len(d.data)+regionBs-1) / regionBs {
 		lo, hi := n*regionBs, min((n+1)*regionBs, uint64(len(d.data)))
 		if !slices.Contains(differing, n) && !bytes.Equal(leg[lo:hi], d.data[lo:hi]) {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"maps"
 	"slices"
+	"strconv"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -14,20 +15,23 @@ import (
 )
 
 func init() {
-	if err := flag.Set("rapid.steps", "100"); err != nil { // what the command line says comes later
-		panic(err)
+	for name, value := range map[string]int{"rapid.steps": 100, "rapid.checks": 100 / thin(5)} { // what the command line says comes later
+		if err := flag.Set(name, strconv.Itoa(value)); err != nil {
+			panic(err)
+		}
 	}
 }
 
 // TestRandomOperationsAgainstModel does random things to a pool and to a model of
 // plain bytes, crashes now and then, and compares everything. 100 runs of about 100 steps, ten
-// thousand operations; -rapid.checks and -rapid.steps make it any number.
+// thousand operations, fewer under the race detector; -rapid.checks and -rapid.steps make it any number.
 func TestRandomOperationsAgainstModel(t *testing.T) { againstModel(t, false) }
 
 // TestBaseAgainstModel does the same to volumes that begin with a base, of which nobody sees when they are filled.
 func TestBaseAgainstModel(t *testing.T) { againstModel(t, true) }
 
 func againstModel(t *testing.T, based bool) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDriver(t)
 		defer func() { _ = d.p.Close(ctx) }()

@@ -112,8 +112,9 @@ func (d *driver) demandPast(p *pool.Pool, what string) {
 // TestRandomDamage flips random bits anywhere in a pool, cuts files short and removes some. Whatever comes of it: what can be read
 // is what was there at one time, for all volumes and snapshots alike, and what cannot is listed.
 func TestRandomDamage(t *testing.T) {
+	t.Parallel()
 	opened, repaired, cut, hopeless := 0, 0, 0, 0
-	for round := range *damageRounds {
+	for round := range *damageRounds / thin(5) {
 		rnd := rand.New(rand.NewPCG(uint64(round), 7))
 		d := damagedPool(t, round%3 == 0)
 		for range rnd.IntN(20) {
