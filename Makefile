@@ -61,7 +61,8 @@ fuzz: ## every fuzz target for FUZZTIME each
 	done
 
 .PHONY: bench
-bench: build packages ## beside qemu-nbd and nbdkit: bench/RESULTS.md; BENCH holds its flags (-h tells)
+bench: build s3server ## beside qemu-nbd, nbdkit, restic, borg: bench/RESULTS.md; BENCH holds its flags (-h tells)
+	.ci/packages bench
 	$(GO) run ./bench $(BENCH)
 
 .PHONY: profile

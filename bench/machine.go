@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -47,7 +48,17 @@ func describeMachine(ctx context.Context, s settings) (m machine, err error) {
 	m.Programs = []string{
 		"varve " + first(s.varve, "version"), first("qemu-nbd", "--version"), first("nbdkit", "--version"), first("fio", "--version"),
 	}
+	for _, r := range []recipe{resticRecipe, borgRecipe, kopiaRecipe} {
+		if _, absent := exec.LookPath(r.program); absent == nil {
+			m.Programs = append(m.Programs, named(r.program, first(r.program, r.version)))
+		}
+	}
 	return m, err
+}
+
+// named is a version with the program's name before it, once.
+func named(program, version string) string {
+	return program + " " + strings.TrimPrefix(version, program+" ")
 }
 
 // busy tells whether the machine did other things when the run began.

@@ -1,6 +1,6 @@
 // Command bench measures varve beside what its users would otherwise take: qemu-nbd
-// and nbdkit on the same disk, and for snapshots QEMU's copy-before-write filter and
-// reflinks of XFS and btrfs. It writes results.json, and from that RESULTS.md and
+// and nbdkit on the same disk, for snapshots QEMU's copy-before-write filter and
+// reflinks of XFS and btrfs, for backups restic, borg and kopia. It writes results.json, and from that RESULTS.md and
 // results.svg.
 //
 // Vocabulary: a load is one kind of requests (loads.go); a run is one load on one
@@ -14,6 +14,9 @@
 //
 // A contestant is a snapshot technique, or what a peer has instead (techniques.go). All take the
 // same steps: fill, write, freeze, write, read, roll back, delete.
+//
+// A keeper is a program that keeps backups of a disk image (backup_rounds.go). All take the same steps: back up, back up
+// again, verify, restore.
 //
 // A pause is how long an operation stops the writers of a pool, as the daemon tells;
 // beside it stands the slowest write that a client saw meanwhile.
@@ -50,6 +53,11 @@ type settings struct {
 	FrozenSize   int64 `json:"technique_size_bytes"`
 	FrozenBlocks int64 `json:"technique_blocks"`
 
+	BackupRounds  int   `json:"backup_rounds"`
+	BackupContent int64 `json:"backup_content_bytes"`
+	BackupDisk    int64 `json:"backup_disk_bytes"`
+	BackupDays    int   `json:"backup_days"`
+
 	varve    string // program
 	dir      string // scratch directories are made here
 	profiles string // directory for profiles of varve; none if empty
@@ -58,10 +66,12 @@ type settings struct {
 	servers  *regexp.Regexp
 
 	techniques *regexp.Regexp
+	keepers    *regexp.Regexp
 }
 
-const usage = `bench measures varve beside qemu-nbd and nbdkit, and its snapshots beside those of qemu-storage-daemon, XFS and btrfs.
-With the defaults it takes about an hour, 24 GiB of disk and 24 GiB of memory (so that all disks stay in the page cache),
+const usage = `bench measures varve beside qemu-nbd and nbdkit, its snapshots beside those of qemu-storage-daemon, XFS and btrfs, and its
+backups beside those of restic, borg and kopia, as far as these are installed.
+With the defaults it takes about an hour and a half, 24 GiB of disk and 24 GiB of memory (so that all disks stay in the page cache),
 and wants an idle machine. File systems are mounted through loop devices, which needs root; without, their rows say so.
 Sections: %s.
 Loads: %s.
@@ -69,7 +79,7 @@ Loads: %s.
 `
 
 func main() {
-	s := settings{loads: regexp.MustCompile(""), servers: regexp.MustCompile(""), techniques: regexp.MustCompile("")}
+	s := settings{loads: regexp.MustCompile(""), servers: regexp.MustCompile(""), techniques: regexp.MustCompile(""), keepers: regexp.MustCompile("")}
 	out := flag.String("out", "bench", "directory for results.json, RESULTS.md and results.svg")
 	render := flag.String("render", "", "measure nothing: read this results.json and write the other two")
 	only := flag.String("only", "", "sections to measure, separated by commas; without, all")
@@ -87,6 +97,11 @@ func main() {
 	flag.Int64Var(&s.FrozenSize, "technique-size", 1<<29, "size of its disks in bytes")
 	flag.Int64Var(&s.FrozenBlocks, "technique-blocks", 1<<14, "blocks of 4 KiB that a run of it writes, none twice")
 	flag.TextVar(s.techniques, "techniques", s.techniques, "regular expression of the techniques and peers of it; without, all")
+	flag.IntVar(&s.BackupRounds, "backup-rounds", 3, "rounds of the section backups")
+	flag.Int64Var(&s.BackupContent, "backup-content", 4300<<20, "bytes of programs and libraries in the image that it backs up, which is 10/7 as large")
+	flag.Int64Var(&s.BackupDisk, "backup-disk", 1<<30, "size in bytes of the disk that it backs up again and again")
+	flag.IntVar(&s.BackupDays, "backup-days", 100, "incremental backups of it, with one block in a hundred changed before each")
+	flag.TextVar(s.keepers, "keepers", s.keepers, "regular expression of those whose backups it compares, "+strings.Join(keeperNames(), ", ")+"; without, all")
 	flag.TextVar(s.loads, "loads", s.loads, "regular expression of the loads to run; without, all")
 	flag.TextVar(s.servers, "servers", s.servers, "regular expression of the servers of the section peers; without, all")
 	flag.Usage = func() {
@@ -144,6 +159,7 @@ var sections = []section{
 	{"reclaim", measureReclaim},
 	{"aged", measureAged},
 	{"techniques", measureTechniques},
+	{"backups", measureBackups},
 }
 
 func sectionNames() (names []string) {

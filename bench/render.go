@@ -65,6 +65,9 @@ func (r *results) markdown() string {
 	if r.Techniques != nil {
 		r.renderTechniques(p)
 	}
+	if r.Backups != nil {
+		r.renderBackups(p)
+	}
 	return strings.TrimRight(p.String(), "\n") + "\n"
 }
 

@@ -67,6 +67,7 @@ func example() *results {
 	r.Reclaim = &reclaimFound{SizeBytes: 1 << 30, Seconds: 1, Client: 1000, Log: 1100, Copied: 500, Freed: 1 << 20, PeakPhysical: 1 << 30, Load: speeds(10)[0]}
 	r.Aged = &agedFound{SizeBytes: 1 << 30, RelayoutMS: 1234, Aged: r.Depth[0].Pairs, RelaidOut: r.Depth[1].Pairs}
 	r.Techniques = techniqueExample()
+	r.Backups = backupExample()
 	return r
 }
 
@@ -227,7 +228,7 @@ func TestResultsCanBeReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(r, again, cmpopts.IgnoreUnexported(settings{}, techniquesFound{})); diff != "" {
+	if diff := cmp.Diff(r, again, cmpopts.IgnoreUnexported(settings{}, techniquesFound{}, backupsFound{})); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -25,6 +25,7 @@ type results struct {
 	Aged    *agedFound     `json:"aged,omitempty"`
 
 	Techniques *techniquesFound `json:"techniques,omitempty"`
+	Backups    *backupsFound    `json:"backups,omitempty"`
 }
 
 func readResults(file string) (*results, error) {

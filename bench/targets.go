@@ -66,7 +66,8 @@ func (r *results) aims() (all []aim) {
 	all = append(all, r.pauseAims()...)
 	all = append(all, r.writtenAims()...)
 	all = append(all, r.otherAims()...)
-	return append(all, r.techniqueAims()...)
+	all = append(all, r.techniqueAims()...)
+	return append(all, r.backupAims()...)
 }
 
 func atLeast(x float64) string { return fmt.Sprintf("at least %.2f x", x) }
