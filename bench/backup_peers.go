@@ -50,11 +50,11 @@ var (
 	resticRecipe = recipe{
 		program: "restic", version: "version",
 		env:     []string{"RESTIC_PASSWORD=benchmark", "RESTIC_CACHE_DIR={dir}/cache"},
-		prepare: [][]string{{"-q", "-r", "{repo}", "init"}},
-		first:   []string{"-q", "-r", "{repo}", "backup", "{image}"},
-		again:   []string{"-q", "-r", "{repo}", "backup", "--force", "{image}"},
-		verify:  []string{"-q", "-r", "{repo}", "check", "--read-data"},
-		restore: []string{"-q", "-r", "{repo}", "restore", "latest", "--target", "{out}"}, restored: "{out}{image}",
+		prepare: [][]string{{"init", "-q", "-r", "{repo}"}},
+		first:   []string{"backup", "-q", "-r", "{repo}", "{image}"},
+		again:   []string{"backup", "-q", "-r", "{repo}", "--force", "{image}"},
+		verify:  []string{"check", "-q", "-r", "{repo}", "--read-data"},
+		restore: []string{"restore", "-q", "-r", "{repo}", "latest", "--target", "{out}"}, restored: "{out}{image}",
 	}
 	borgRecipe = recipe{
 		program: "borg", version: "--version",

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,8 +20,8 @@ import (
 // spent is what a command took.
 type spent struct {
 	Seconds float64 `json:"seconds"`        // from its start to its end
-	CPU     float64 `json:"cpu_seconds"`    // user and system time of the process that did the work
-	RSS     int64   `json:"peak_rss_bytes"` // the most memory that this process had
+	CPU     float64 `json:"cpu_seconds"`    // user and system time; of a daemon that did the work, and of who asked it
+	RSS     int64   `json:"peak_rss_bytes"` // the most memory that the process which did the work had
 	Told    *told   `json:"told,omitempty"` // of a backup by varve
 }
 
@@ -38,9 +39,12 @@ func toldOf(b contract.Backup) *told {
 	return &told{Type: b.Type, Read: b.ReadBytes, Stored: b.StoredBytes, Parity: b.ParityBytes, Objects: b.Objects, Requests: b.Requests}
 }
 
-// timed runs a program in a directory, with variables added to its environment, and returns what it took and what it printed. The kernel
-// counts to a process's memory, before its program begins, that of the one that started it; the benchmark has less than any it measures.
+// timed runs a program in a directory, with variables added to its environment, and returns what it took and what it printed.
 func timed(ctx context.Context, dir string, env []string, name string, args ...string) (spent, []byte, error) {
+	// Before its program begins the kernel counts to a process what the one that started it ever had.
+	if err := countMemoryAnew("self"); err != nil {
+		return spent{}, nil, err
+	}
 	cmd := exec.CommandContext(ctx, name, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, append(os.Environ(), env...), &stdout, &stderr
@@ -49,13 +53,32 @@ func timed(ctx context.Context, dir string, env []string, name string, args ...s
 	err := cmd.Run()
 	took := time.Since(began)
 	if err != nil {
-		return spent{}, nil, fmt.Errorf("%s %.300q: %w: %s", filepath.Base(name), args, err, bytes.TrimSpace(stderr.Bytes()))
+		return spent{}, nil, fmt.Errorf("%s%s: %w: %s", filepath.Base(name), words(args), err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	s := spent{Seconds: round3(took.Seconds()), CPU: round3((cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds())}
 	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		s.RSS = usage.Maxrss * 1024
 	}
 	return s, stdout.Bytes(), nil
+}
+
+// words are the arguments before the first that is a flag or a file.
+func words(args []string) (out string) {
+	for _, arg := range args {
+		if strings.HasPrefix(arg, "-") || strings.Contains(arg, "/") {
+			break
+		}
+		out += " " + arg
+	}
+	return out
+}
+
+// countMemoryAnew has the most memory that a process ever had be what it has now.
+func countMemoryAnew(process string) error {
+	if err := os.WriteFile(filepath.Join("/proc", process, "clear_refs"), []byte("5"), 0); err != nil {
+		return fmt.Errorf("count a process's memory anew: %w", err)
+	}
+	return nil
 }
 
 // treeSize is how many bytes all files below a directory have.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"varve/internal/block"
 	"varve/internal/contract"
@@ -47,44 +48,44 @@ func (d *depot) stop() error {
 	return os.RemoveAll(d.dir)
 }
 
-// run runs a command line, and decodes what it prints into out. Memory and processor time are those of whoever does the work; the time is
-// what the user waits.
+// run runs a command line, and decodes what it prints into out. The time is what the user waits; memory is
+// that of the process which does the work, processor time that of both.
 func (d *depot) run(ctx context.Context, out any, args ...string) (spent, error) {
-	args = append([]string{"--data", filepath.Join(d.dir, "data"), "--quiet", "-o", "json"}, args...)
-	before, err := d.work()
+	args = append(args, "--data", filepath.Join(d.dir, "data"), "--quiet", "-o", "json")
+	counted, err := d.count()
 	if err != nil {
 		return spent{}, err
 	}
 	took, printed, err := timed(ctx, d.dir, nil, d.s.varve, args...)
+	if err == nil {
+		err = counted(&took)
+	}
 	if err != nil {
 		return spent{}, err
 	}
-	if d.daemon != nil {
-		after, err := d.work()
-		if err != nil {
-			return spent{}, err
-		}
-		if took.RSS, err = d.daemon.peakRSS(); err != nil {
-			return spent{}, err
-		}
-		took.CPU = round3(took.CPU + after - before)
-	}
 	if err := json.Unmarshal(printed, out); err != nil {
-		return spent{}, fmt.Errorf("varve %q: what it prints: %w: %.200q", args, err, printed)
+		return spent{}, fmt.Errorf("varve%s: what it prints: %w: %.200q", words(args), err, printed)
 	}
 	return took, nil
 }
 
-// work is the daemon's processor time in seconds; the most memory that it has had is counted anew from here.
-func (d *depot) work() (float64, error) {
+// count counts the daemon's memory and processor time from here to where counted is called. Without a daemon it counts nothing.
+func (d *depot) count() (counted func(*spent) error, err error) {
 	if d.daemon == nil {
-		return 0, nil
+		return func(*spent) error { return nil }, nil
 	}
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.daemon.cmd.Process.Pid), []byte("5"), 0); err != nil {
-		return 0, fmt.Errorf("count the daemon's memory anew: %w", err)
+	before, err := d.daemon.cpuTime()
+	if err != nil {
+		return nil, err
 	}
-	cpu, err := d.daemon.cpuTime()
-	return cpu.Seconds(), err
+	return func(took *spent) (err error) {
+		if took.RSS, err = d.daemon.peakRSS(); err != nil {
+			return err
+		}
+		after, err := d.daemon.cpuTime()
+		took.CPU = round3(took.CPU + (after - before).Seconds())
+		return err
+	}, countMemoryAnew(strconv.Itoa(d.daemon.cmd.Process.Pid))
 }
 
 // store is a repository.
