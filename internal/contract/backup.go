@@ -129,7 +129,7 @@ type RestoreBackup struct {
 	InPlace     string `json:"in_place,omitempty" doc:"volume that becomes what the backup holds"`
 	SkipDamaged bool   `json:"skip_damaged,omitempty" doc:"go on around what is lost: it reads as zeros, and is listed"`
 	Limit       int64  `json:"limit_bytes_per_second,omitempty" minimum:"0" doc:"that come from the store; 0: no limit"`
-	Force       bool   `json:"force,omitempty" doc:"replace an existing file, overwrite a block device, disconnect clients that have written"`
+	Force       bool   `json:"force,omitempty" doc:"replace an existing file, overwrite a block device, disconnect clients that have written, restore a backup of another volume in place"`
 }
 
 // BackupRestore is what bringing a backup back came to.

@@ -151,6 +151,10 @@ func (d *Daemon) restoreInPlace(ctx context.Context, k *knownRepository, r contr
 	if err := d.pool.CheckRewrite(r.InPlace, b.SizeBytes); err != nil {
 		return contract.Job{}, restoreHint(err, r.InPlace)
 	}
+	if b.VolumeID != info.ID && !r.Force {
+		return contract.Job{}, contract.Errorf(contract.CodeRefused, "restore backup %s into volume %q: it is of another volume, %q (%s)", b.ID, r.InPlace, b.Volume, b.VolumeID).
+			WithHint("to have that volume's content in this one: --force")
+	}
 	if err := d.unlessRollingBack(r.InPlace); err != nil {
 		return contract.Job{}, err
 	}

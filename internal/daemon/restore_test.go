@@ -124,7 +124,9 @@ func TestRestoreInPlaceOfAnotherSize(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.put(t, "other", 2, 0, 300)
-		d.mustRestore(t, contract.RestoreBackup{Backup: b.ID, InPlace: "other"})
+		_, err := d.RestoreBackup(t.Context(), contract.RestoreBackup{Backup: b.ID, InPlace: "other"})
+		wantCode(t, err, contract.CodeRefused)
+		d.mustRestore(t, contract.RestoreBackup{Backup: b.ID, InPlace: "other", Force: true})
 		same(t, "the other volume", d.content(t, "other"), then)
 		if info, _ := d.Volume(t.Context(), "web"); info.Path == "" {
 			return
@@ -135,7 +137,7 @@ func TestRestoreInPlaceOfAnotherSize(t *testing.T) {
 			t.Fatal(err)
 		}
 		small := d.mustBackUpOne(t, "small", "home", "")
-		_, err := d.RestoreBackup(t.Context(), contract.RestoreBackup{Backup: small.ID, InPlace: "web"})
+		_, err = d.RestoreBackup(t.Context(), contract.RestoreBackup{Backup: small.ID, InPlace: "web"})
 		wantCode(t, err, contract.CodeUsage)
 		same(t, "the file's volume", d.content(t, "web"), then)
 	})
