@@ -38,7 +38,7 @@ func (d *Daemon) noise(t *testing.T, export string) []byte {
 	return data
 }
 
-// underWay starts a backup of "web" that takes long, and returns when its snapshot is made.
+// underWay starts a backup of "web", which is noise, so that it takes long, and returns when its snapshot is made.
 func (d *Daemon) underWay(t *testing.T, r contract.CreateBackup) string {
 	t.Helper()
 	r.Volumes, r.Repo, r.Limit = []string{"web"}, "home", slowly
@@ -146,6 +146,7 @@ func TestLargeFullGoesOn(t *testing.T) {
 		t.Fatalf("the next one: %+v", next)
 	}
 	same(t, "the next backup", d.backedUp(t, next.ID), d.content(t, "web"))
+	d.noise(t, "web")
 	d.underWay(t, contract.CreateBackup{Type: contract.BackupFull})
 	stop(d)
 
