@@ -20,6 +20,7 @@ type volumeCommands struct {
 	Export   volumeExport   `cmd:"" help:"Write a volume or a snapshot to an image file."`
 	Relayout volumeRelayout `cmd:"" help:"Rewrite what a volume has for itself in order, so that it reads fast again; clients go on meanwhile."`
 	CopyBack volumeCopyBack `cmd:"" help:"Go on copying a rollback back into an adopted file, where that was cancelled or failed."`
+	Fill     volumeFill     `cmd:"" help:"Go on filling a volume that was restored instantly from its backup, where that was cancelled or failed."`
 }
 
 type volumeCreate struct {
@@ -123,7 +124,19 @@ func (volumeList) Run(t *terminal) error {
 // volumeNotes are what is out of the ordinary, and the labels.
 func volumeNotes(v contract.Volume) string {
 	return listed(yes(v.Deleted, "deleted"), yes(v.ReadOnly, "read-only"), yes(v.Broken != "", "broken"), yes(v.Suspect, "file changed by somebody else"),
-		yes(v.CopyingBack, "rollback being copied back"), joined(v.Labels))
+		yes(v.CopyingBack, "rollback being copied back"), filling(v), joined(v.Labels))
+}
+
+// filling tells of a volume that was restored instantly how much of it is in the pool; empty once all is.
+func filling(v contract.Volume) string {
+	if v.FilledFrom == "" {
+		return ""
+	}
+	percent := int64(0)
+	if v.FilledBytes != nil && v.Size > 0 {
+		percent = 100 * *v.FilledBytes / v.Size
+	}
+	return fmt.Sprintf("filled from backup %s to %d%%", v.FilledFrom, percent)
 }
 
 type volumeShow struct {
@@ -160,6 +173,7 @@ func drawVolume(w *table, v contract.Volume) {
 	w.field("broken", v.Broken)
 	w.field("changed", yes(v.Suspect, "somebody else has changed the file; what older snapshots have in it is not served"))
 	w.field("rollback", yes(v.CopyingBack, "not wholly in the file yet; clients see what they should"))
+	w.field("filling", filling(v))
 	w.row("depends on", strings.Join(v.DependsOn, ", "))
 	w.field("labels", joined(v.Labels))
 	w.row("snapshots", v.Snapshots)
@@ -279,6 +293,24 @@ type volumeCopyBack struct {
 // Run copies a rollback back.
 func (c volumeCopyBack) Run(t *terminal) error {
 	job, err := t.client.CopyBack(t.ctx, c.Volume)
+	if err != nil {
+		return err
+	}
+	return t.finish(job, func(r *contract.Result) error {
+		if r.Volume == nil { // it is deleted already
+			return nil
+		}
+		return t.showVolume(*r.Volume)
+	})
+}
+
+type volumeFill struct {
+	Volume string `arg:"" help:"Volume."`
+}
+
+// Run fills a volume.
+func (c volumeFill) Run(t *terminal) error {
+	job, err := t.client.Fill(t.ctx, c.Volume)
 	if err != nil {
 		return err
 	}
