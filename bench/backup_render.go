@@ -13,7 +13,7 @@ func (r *results) renderBackups(p *page) {
 		b.Image.SizeBytes>>20, b.Image.Files, b.Image.ContentBytes>>20)
 	p.say("*restic* with its defaults, *borg* with zstd,1 and chunks of a fixed size, *kopia* with zstd-fastest. *varve*: the command line asks the daemon, which has adopted the image. *%s*: the command", keptAlone)
 	p.say("line does it by itself and reads a file, as the peers do. %s, in which each step ran on all, one right after the other; the image, or the repository, in the page cache, all written out before.",
-		count(r.Settings.BackupRounds, "round"))
+		count(r.of("backups").Settings.BackupRounds, "round"))
 	p.say("What came back was compared with the image each time.\n")
 	for _, f := range b.failures() {
 		p.say("%s", f)

@@ -98,7 +98,7 @@ func TestBackupAims(t *testing.T) {
 
 func TestBackupsPage(t *testing.T) {
 	p := new(page)
-	(&results{Backups: backupExample(), Settings: settings{BackupRounds: 2}}).renderBackups(p)
+	(&results{Backups: backupExample(), Runs: map[string]*measuring{"backups": {Settings: settings{BackupRounds: 2}}}}).renderBackups(p)
 	text := p.String()
 	for _, want := range []string{
 		"image of 6144 MiB, an ext4 file system with 1234 files", "2 rounds", "**kopia: kopia is not installed**",

@@ -70,8 +70,8 @@ func (r *results) chart() string {
 	draw("<style>%s</style>", chartStyle)
 	draw(`<rect class="back" width="%d" height="%d" rx="6"/>`, chartWidth, bottom+axisHeight)
 	draw(`<text class="title" x="16" y="28">Speed over NBD, best server of a raw file = 1</text>`)
-	draw(`<text class="small" x="16" y="48">longer is faster; medians of %s, side by side on one machine</text>`, count(r.Settings.Rounds, "round"))
-	if r.Machine.busy() {
+	draw(`<text class="small" x="16" y="48">longer is faster; medians of %s, side by side on one machine</text>`, count(r.of("peers").Settings.Rounds, "round"))
+	if r.of("peers").Machine.busy() {
 		draw(`<text class="small busy" x="%d" y="48" text-anchor="end">the machine was busy: not for comparing</text>`, chartWidth-16)
 	}
 	columns := []int{16, 190, 450}

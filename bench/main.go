@@ -29,6 +29,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -82,7 +83,7 @@ func main() {
 	s := settings{loads: regexp.MustCompile(""), servers: regexp.MustCompile(""), techniques: regexp.MustCompile(""), keepers: regexp.MustCompile("")}
 	out := flag.String("out", "bench", "directory for results.json, RESULTS.md and results.svg")
 	render := flag.String("render", "", "measure nothing: read this results.json and write the other two")
-	only := flag.String("only", "", "sections to measure, separated by commas; without, all")
+	only := flag.String("only", "", "sections to measure, separated by commas: the others stay as they are in results.json; without, all are measured")
 	flag.StringVar(&s.varve, "varve", "bin/varve", "program to measure")
 	flag.StringVar(&s.dir, "dir", os.TempDir(), "directory on the disk to measure on")
 	flag.StringVar(&s.profiles, "profile", "", "directory for a CPU profile of varve during each of its runs of the section peers; slows them a little")
@@ -142,7 +143,17 @@ func run(ctx context.Context, s settings, out, render, only string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	return measure(ctx, s, out)
+	found := &results{Runs: map[string]*measuring{}, Failures: map[string]string{}}
+	if file := filepath.Join(out, "results.json"); only != "" {
+		// What is not measured now stays as it was found before.
+		if found, err = readResults(file); errors.Is(err, fs.ErrNotExist) {
+			found, err = &results{Runs: map[string]*measuring{}, Failures: map[string]string{}}, nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return measure(ctx, s, found, out)
 }
 
 // section is a part of the measurement that stands by itself.
@@ -170,10 +181,10 @@ func sectionNames() (names []string) {
 }
 
 // measure runs the sections. What is found is written after each: a failure costs one section.
-func measure(ctx context.Context, s settings, out string) error {
-	found := &results{Began: began, Command: command(), Settings: s, Failures: map[string]string{}}
+func measure(ctx context.Context, s settings, found *results, out string) error {
+	now := &measuring{Began: began, Command: command(), Settings: s}
 	var err error
-	if found.Machine, err = describeMachine(ctx, s); err != nil {
+	if now.Machine, err = describeMachine(ctx, s); err != nil {
 		return err
 	}
 	var failed error
@@ -181,6 +192,7 @@ func measure(ctx context.Context, s settings, out string) error {
 		if !slices.Contains(s.sections, section.name) {
 			continue
 		}
+		delete(found.Failures, section.name)
 		err := section.measure(ctx, s, found)
 		if ctx.Err() != nil {
 			return errors.Join(ctx.Err(), failed) // and what there was before stays
@@ -190,7 +202,8 @@ func measure(ctx context.Context, s settings, out string) error {
 			found.Failures[section.name] = strings.ReplaceAll(firstLine(err.Error()), s.dir, "DIR")
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", section.name, err))
 		}
-		found.Seconds = time.Since(began).Seconds()
+		now.Seconds = time.Since(began).Seconds()
+		found.Runs[section.name] = now
 		if err := errors.Join(found.write(filepath.Join(out, "results.json")), found.writeReport(out)); err != nil {
 			return errors.Join(err, failed)
 		}

@@ -27,16 +27,9 @@ func (p *page) table(rows [][]string) {
 func (r *results) markdown() string {
 	p := new(page)
 	p.say("# Results\n")
-	p.say("Measured %s in %s by", r.Began.UTC().Format("2006-01-02 15:04 UTC"), time.Duration(r.Seconds*float64(time.Second)).Round(time.Second))
-	p.say("`%s` on %d cores (%s), %s of memory, %s, %s, load before: %s.", r.Command, r.Machine.Cores, r.Machine.CPU, r.Machine.Memory,
-		r.Machine.Kernel, r.Machine.FileSystem, r.Machine.Load)
-	p.say("Programs: %s.", strings.Join(r.Machine.Programs, "; "))
+	r.renderRuns(p)
 	p.say("Figures of different runs cannot be compared; ratios are taken between neighbours in one run. Everything measured is in")
 	p.say("[results.json](results.json), from which `make bench BENCH=\"-render bench/results.json\"` writes this page again.\n")
-	if r.Machine.busy() {
-		p.say("**The machine was busy when this began (load %s on %s): these figures show that the program works, and little else.**\n",
-			r.Machine.Load, count(r.Machine.Cores, "core"))
-	}
 	for _, name := range sectionNames() {
 		if failure, ok := r.Failures[name]; ok {
 			p.say("**The section %s failed: %s**\n", name, failure)
@@ -84,7 +77,7 @@ func (r *results) renderAims(p *page) {
 // renderPeers has tables of loads by servers.
 func (r *results) renderPeers(p *page) {
 	found := r.Peers
-	s := r.Settings
+	s := r.of("peers").Settings
 	p.say("## Servers side by side\n")
 	p.say("fio over NBD on a unix socket; %s, %s a run, disks of %s, each written to once from end to end and in the page cache;",
 		count(s.Rounds, "round"), s.Time, binary(s.Size))
@@ -170,7 +163,7 @@ func around(of []float64, format string) string {
 }
 
 func (r *results) renderDepth(p *page) {
-	s := r.Settings
+	s := r.of("depth").Settings
 	p.say("## With snapshots, against without\n")
 	p.say("Two pools get the same writes, one of them snapshots in between, %d changed blocks before each; disks of %s. %d pairs of runs of at most %s, the order",
 		changes, binary(min(s.Size, pairSize)), s.Pairs, s.PairTime)
@@ -196,7 +189,7 @@ func (r *results) renderDepth(p *page) {
 
 func (r *results) renderPauses(p *page) {
 	p.say("## Pauses\n")
-	p.say("Milliseconds, median / 99th percentile / largest of %d. *pause*: how long all writers of the pool waited, as the daemon tells; *durable*: until the record", r.Settings.Times)
+	p.say("Milliseconds, median / 99th percentile / largest of %d. *pause*: how long all writers of the pool waited, as the daemon tells; *durable*: until the record", r.of("pauses").Settings.Times)
 	p.say("was on the disk, the pause included; *answered*: until the API had answered; *slowest write*: the longest that one of %d", depth)
 	p.say("writes under way (4 KiB, random, one connection) took which ended meanwhile. Each volume held %d scattered blocks, and %d or more were", scattered, between)
 	p.say("written before each operation. What is rolled back is another volume of the pool than what is written to. Snapshots are deleted in random order.")
@@ -242,7 +235,7 @@ func renderStalls(p *page, load string, stalls map[string]stall) {
 
 func (r *results) renderWritten(p *page) {
 	p.say("## Bytes written for each byte from the client\n")
-	p.say("A disk of %s, from the end of one checkpoint to the end of a later one. *log*: clients' records and checkpoints; *copied*: by reclaim, apart;", binary(writtenSize(r.Settings)))
+	p.say("A disk of %s, from the end of one checkpoint to the end of a later one. *log*: clients' records and checkpoints; *copied*: by reclaim, apart;", binary(writtenSize(r.of("written").Settings)))
 	p.say("*dirtied*: all that the process wrote into the page cache, as the kernel counted. What is overwritten gives reclaim something to do, which takes checkpoints of its own.\n")
 	rows := [][]string{{"", "", "from the client", "checkpoints", "log", "copied", "dirtied"}}
 	for _, w := range r.Written {
@@ -286,7 +279,7 @@ func (r *results) renderAged(p *page) {
 	f := r.Aged
 	p.say("## An aged volume\n")
 	p.say("A disk of %s whose every block was overwritten once in random order, against one that was filled in order; then after `varve volume relayout`,", binary(f.SizeBytes))
-	p.say("which took %.0f ms. Medians of the ratios of %d pairs of runs, in brackets the smallest and the largest.\n", f.RelayoutMS, r.Settings.Pairs)
+	p.say("which took %.0f ms. Medians of the ratios of %d pairs of runs, in brackets the smallest and the largest.\n", f.RelayoutMS, r.of("aged").Settings.Pairs)
 	rows := [][]string{{"", "filled in order", "aged", "after relayout"}}
 	for _, l := range loads {
 		if f.Aged[l.name] == nil {
@@ -322,4 +315,34 @@ func binary(n int64) string {
 		n, i = n/1024, i+1
 	}
 	return fmt.Sprintf("%d %s", n, units[i])
+}
+
+// renderRuns tells when, how and on what the sections were measured.
+func (r *results) renderRuns(p *page) {
+	var runs []*measuring
+	sections := map[time.Time][]string{}
+	for _, name := range sectionNames() {
+		m, ok := r.Runs[name]
+		if !ok {
+			continue
+		}
+		if len(sections[m.Began]) == 0 {
+			runs = append(runs, m)
+		}
+		sections[m.Began] = append(sections[m.Began], name)
+	}
+	for _, m := range runs {
+		which := "Measured"
+		if len(runs) > 1 {
+			which = "*" + strings.Join(sections[m.Began], ", ") + "*: measured"
+		}
+		p.say("%s %s in %s by", which, m.Began.UTC().Format("2006-01-02 15:04 UTC"), time.Duration(m.Seconds*float64(time.Second)).Round(time.Second))
+		p.say("`%s` on %d cores (%s), %s of memory, %s, %s, load before: %s.", m.Command, m.Machine.Cores, m.Machine.CPU, m.Machine.Memory,
+			m.Machine.Kernel, m.Machine.FileSystem, m.Machine.Load)
+		p.say("Programs: %s.\n", strings.Join(m.Machine.Programs, "; "))
+		if m.Machine.busy() {
+			p.say("**The machine was busy when this began (load %s on %s): these figures show that the program works, and little else.**\n",
+				m.Machine.Load, count(m.Machine.Cores, "core"))
+		}
+	}
 }

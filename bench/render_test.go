@@ -26,11 +26,17 @@ func speeds(of ...float64) (out []figures) {
 // example has every section, with figures that are easy to divide.
 func example() *results {
 	r := &results{
+		Runs:     map[string]*measuring{},
+		Failures: map[string]string{},
+		Peers:    &peersFound{Runs: map[string]map[string][]figures{}, RSS: map[string][]int64{}},
+	}
+	m := &measuring{
 		Began: time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC), Seconds: 61, Command: "make bench",
 		Settings: settings{Rounds: 3, Time: time.Second, Size: 2 << 30, Pairs: 3, PairTime: time.Second, Times: 100, AgeTime: time.Second},
 		Machine:  machine{Cores: 2, CPU: "a processor", Memory: "1 kB", Kernel: "Linux", FileSystem: "ext4", Load: "0.1", Programs: []string{"varve v1"}},
-		Failures: map[string]string{},
-		Peers:    &peersFound{Runs: map[string]map[string][]figures{}, RSS: map[string][]int64{}},
+	}
+	for _, name := range []string{"peers", "depth", "pauses", "written", "reclaim", "aged"} {
+		r.Runs[name] = m
 	}
 	for _, p := range peers {
 		r.Peers.Servers = append(r.Peers.Servers, p.name)
@@ -144,7 +150,7 @@ func TestBusyMachineIsNamed(t *testing.T) {
 	if strings.Contains(r.markdown(), "busy") {
 		t.Error("an idle machine is called busy")
 	}
-	r.Machine.Load = "1.20"
+	r.of("peers").Machine.Load = "1.20"
 	if !strings.Contains(r.markdown(), "busy when this began (load 1.20 on 2 cores)") {
 		t.Error("a busy machine is not called so")
 	}
@@ -155,7 +161,7 @@ func TestBusyMachineIsNamed(t *testing.T) {
 
 // TestPageOfNothing: what was not measured has no table and stops nothing.
 func TestPageOfNothing(t *testing.T) {
-	r := &results{Failures: map[string]string{}}
+	r := &results{Runs: map[string]*measuring{}, Failures: map[string]string{}}
 	if text := r.markdown(); !strings.Contains(text, "not measured") || strings.Contains(text, "## Servers") {
 		t.Error(text)
 	}
@@ -252,5 +258,20 @@ func TestDamagedResultsAreRefused(t *testing.T) {
 	}
 	if err := run(t.Context(), settings{}, dir, "", "peers,paers"); err == nil || !strings.Contains(err.Error(), `"paers"`) {
 		t.Errorf("a section that does not exist: %v", err)
+	}
+}
+
+// TestSectionsOfTwoRunsAreTold: a section that was measured later says so, and the others keep what measured them.
+func TestSectionsOfTwoRunsAreTold(t *testing.T) {
+	r := example()
+	r.Runs["aged"] = &measuring{Began: time.Date(2026, 2, 2, 3, 4, 0, 0, time.UTC), Seconds: 5, Command: "make bench BENCH=\"-only aged\"", Machine: machine{Programs: []string{"varve v2"}}}
+	page := r.markdown()
+	for _, want := range []string{
+		"*peers, depth, pauses, written, reclaim*: measured 2026-01-02 03:04 UTC in 1m1s by", "Programs: varve v1.",
+		"*aged*: measured 2026-02-02 03:04 UTC in 5s by", "Programs: varve v2.",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not say %q", want)
+		}
 	}
 }

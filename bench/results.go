@@ -10,12 +10,8 @@ import (
 
 // results is all that was found, as results.json has it. A section that was not measured is absent.
 type results struct {
-	Began    time.Time         `json:"began"`
-	Seconds  float64           `json:"seconds"`
-	Command  string            `json:"command"`
-	Settings settings          `json:"settings"`
-	Machine  machine           `json:"machine"`
-	Failures map[string]string `json:"failures"` // by section
+	Runs     map[string]*measuring `json:"runs"`     // by section
+	Failures map[string]string     `json:"failures"` // by section
 
 	Peers   *peersFound    `json:"peers,omitempty"`
 	Depth   []depthFound   `json:"depth,omitempty"`
@@ -26,6 +22,23 @@ type results struct {
 
 	Techniques *techniquesFound `json:"techniques,omitempty"`
 	Backups    *backupsFound    `json:"backups,omitempty"`
+}
+
+// measuring is one run of this program, which measured one or more sections.
+type measuring struct {
+	Began    time.Time `json:"began"`
+	Seconds  float64   `json:"seconds"`
+	Command  string    `json:"command"`
+	Settings settings  `json:"settings"`
+	Machine  machine   `json:"machine"`
+}
+
+// of is the run that measured a section; of one that nobody measured a run of nothing.
+func (r *results) of(section string) *measuring {
+	if m, ok := r.Runs[section]; ok {
+		return m
+	}
+	return new(measuring)
 }
 
 func readResults(file string) (*results, error) {

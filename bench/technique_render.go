@@ -15,7 +15,7 @@ func (r *results) renderTechniques(p *page) {
 		binary(t.SizeBytes), t.Blocks, fraction(t.share()), frozenWrites.depth)
 	p.say("*first*: the same blocks are written again, each for the first time after the snapshot. *again*: and once more. Then the volume and the snapshot are read, the volume is")
 	p.say("rolled back, the snapshot deleted. After each step all is written out and what nothing holds is given back. %s, on fresh disks; those that differ little ran each step one right after the other.",
-		count(r.Settings.FrozenRounds, "round"))
+		count(r.of("techniques").Settings.FrozenRounds, "round"))
 	p.say("All are served over NBD on a unix socket and written by fio. redirect: a volume in varve's pool. inplace: one in a raw file of its own. *qemu copy-before-write*: a raw file behind")
 	p.say("qemu-storage-daemon, with a backup job that copies nothing but what is overwritten (sync=none), into a qcow2 or raw file. *reflink*: a raw file on a file system in a loop-mounted image,")
 	p.say("served by qemu-nbd, and FICLONE.\n")

@@ -79,7 +79,7 @@ func TestTechniqueAims(t *testing.T) {
 
 func TestTechniquesPage(t *testing.T) {
 	p := new(page)
-	(&results{Techniques: techniqueExample(), Settings: settings{FrozenRounds: 3}}).renderTechniques(p)
+	(&results{Techniques: techniqueExample(), Runs: map[string]*measuring{"techniques": {Settings: settings{FrozenRounds: 3}}}}).renderTechniques(p)
 	text := p.String()
 	for _, want := range []string{
 		"**mirror, redirect failed: there is no mirror**", "an eighth", "3 rounds",
