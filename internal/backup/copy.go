@@ -12,7 +12,7 @@ import (
 
 // Copy brings backups of one record from a repository into another, sealed with its keys and in its chunk size. The
 // ids stay. A backup whose base is in the other repository already is copied as what it is, any other as a
-// full. Those that are there already are left out; nil if all of them are.
+// full. Those that are there already are left out; nil if all of them are. repository.ErrDeleted: one was deleted there.
 func Copy(ctx context.Context, from, to *repository.Repo, record *repository.Record, ids map[string]bool, o Options) (*repository.Record, error) {
 	there := map[string]repository.Listed{}
 	all, _, err := to.Backups(ctx)
@@ -29,6 +29,12 @@ func Copy(ctx context.Context, from, to *repository.Repo, record *repository.Rec
 		}
 		if _, ok := there[b.ID]; ok {
 			continue
+		}
+		if deleted, err := to.WasDeleted(ctx, b.ID); deleted || err != nil {
+			if err == nil {
+				err = repository.ErrDeleted
+			}
+			return nil, fmt.Errorf("copy backup %s to %s: %w", b.ID, to.URL(), err)
 		}
 		device, err := from.OpenDevice(ctx, b.ID)
 		if err != nil {
@@ -51,7 +57,9 @@ func Copy(ctx context.Context, from, to *repository.Repo, record *repository.Rec
 	if to.Sets() {
 		oneSet(sources)
 	}
-	o.Record = recordID(record, sources)
+	if o.Record, err = recordID(ctx, to, record, sources); err != nil {
+		return nil, err
+	}
 	return Create(ctx, to, sources, o)
 }
 
@@ -96,10 +104,14 @@ func oneSet(sources []*Source) {
 	}
 }
 
-// recordID keeps the record's id where it is that of its only backup, as it is there.
-func recordID(record *repository.Record, sources []*Source) string {
-	if len(record.Backups) == 1 || len(sources) == len(record.Backups) {
-		return record.ID
+// recordID keeps the record's id where all of it is copied, so that of two who copy it at once one fails; but not that which an
+// earlier copy had that was interrupted.
+func recordID(ctx context.Context, to *repository.Repo, record *repository.Record, sources []*Source) (string, error) {
+	if len(sources) < len(record.Backups) {
+		return "", nil
 	}
-	return repository.NewID()
+	if taken, err := to.Taken(ctx, record.ID); taken || err != nil {
+		return "", err
+	}
+	return record.ID, nil
 }

@@ -46,12 +46,13 @@ func Create(ctx context.Context, repo *repository.Repo, sources []*Source, o Opt
 		b.total += s.Device.SizeBytes()
 	}
 	for i, s := range sources {
-		if s.ID == "" && len(sources) == 1 {
-			s.ID = session.ID()
-		} else if s.ID == "" {
-			s.ID = repository.NewID()
+		id := s.ID
+		if id == "" && len(sources) == 1 {
+			id = session.ID()
+		} else if id == "" {
+			id = repository.NewID()
 		}
-		m, err := b.member(ctx, s)
+		m, err := b.member(ctx, s, id)
 		if err != nil {
 			session.Abort()
 			return nil, fmt.Errorf("back up %s: %w", s.Name, err)
@@ -78,7 +79,7 @@ type batch struct {
 }
 
 // member writes the map of one source, by its changes or, if they are unknown or were wrong, by looking at everything.
-func (b *batch) member(ctx context.Context, s *Source) (repository.Backup, error) {
+func (b *batch) member(ctx context.Context, s *Source, id string) (repository.Backup, error) {
 	w := b.writer(s)
 	err := w.write(ctx)
 	if errors.Is(err, errMismatch) {
@@ -92,7 +93,7 @@ func (b *batch) member(ctx context.Context, s *Source) (repository.Backup, error
 		return repository.Backup{}, err
 	}
 	m := repository.Backup{
-		ID: s.ID, Volume: s.Volume, VolumeID: s.VolumeID, SizeBytes: s.Device.SizeBytes(), Type: s.Type, Full: s.ID, Reason: s.Reason,
+		ID: id, Volume: s.Volume, VolumeID: s.VolumeID, SizeBytes: s.Device.SizeBytes(), Type: s.Type, Full: id, Reason: s.Reason,
 		Root: w.root, PointID: s.PointID, PointAt: s.PointAt, Consistency: s.Consistency, FreezeTime: s.FreezeTime, Steps: s.Steps,
 		Source: s.Name, Policy: s.Policy, Labels: s.Labels,
 		MappedBytes: w.mapped * block.Size, ReadBytes: w.readBytes, ChangedBytes: w.changedBytes, Sampled: w.sampled, Mismatched: w.mismatched,

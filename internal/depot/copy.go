@@ -2,6 +2,7 @@ package depot
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"varve/internal/backup"
@@ -9,7 +10,8 @@ import (
 	"varve/internal/repository"
 )
 
-// Copy copies backups to another repository, sealed with its keys: all if none is named. Those of one instant stay one record.
+// Copy copies backups to another repository, sealed with its keys: all that were not deleted there if none is named. Those of one instant stay
+// one record.
 func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progress Progress) (contract.RepositoryCopy, error) {
 	out := contract.RepositoryCopy{From: from.name, To: to.name, Copied: []contract.Backup{}, Present: []string{}}
 	if from.repo.ID() == to.repo.ID() {
@@ -25,6 +27,12 @@ func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progr
 		o.Progress = monotone(each(progress, i, len(records)))
 		o.Host = rec.Host
 		copied, err := backup.Copy(ctx, from.repo, to.repo, rec, ids, o)
+		if len(r.Backups) == 0 && errors.Is(err, repository.ErrDeleted) {
+			for _, b := range rec.Backups {
+				delete(ids, b.ID) // nobody asked for this one, and there it is not wanted any more
+			}
+			continue
+		}
 		if err != nil {
 			return out, err
 		}

@@ -286,6 +286,16 @@ func TestANameIsOneVolume(t *testing.T) {
 	if c := g.backUp(t, contract.BackupAuto); c.VolumeID != a.VolumeID || c.BaseID != b.ID || c.NewBytes != 0 {
 		t.Fatalf("in the copy: %+v", c)
 	}
+	if err := g.repo.Delete(t.Context(), b.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Copy(t.Context(), f.Depot, g.Depot, contract.CopyRepository{Backups: []string{b.ID}}, nil); codeOf(err) != contract.CodeRefused {
+		t.Errorf("what was deleted there: %v", err)
+	}
+	done, err = Copy(t.Context(), f.Depot, g.Depot, contract.CopyRepository{}, nil)
+	if err != nil || len(done.Copied) != 2 || done.Copied[0].ID == b.ID || done.Copied[1].ID == b.ID {
+		t.Errorf("all but what was deleted there: %+v, %v", done, err)
+	}
 	if _, err := Copy(t.Context(), f.Depot, f.Depot, contract.CopyRepository{}, nil); codeOf(err) != contract.CodeUsage {
 		t.Errorf("to itself: %v", err)
 	}

@@ -29,6 +29,7 @@ var codes = []struct {
 	{repository.ErrIsRepository, contract.CodeRefused, "to use it: varve repo add"},
 	{repository.ErrNotEmpty, contract.CodeRefused, "name a directory, or a prefix in the bucket, that holds nothing yet"},
 	{repository.ErrOther, contract.CodeRefused, "if that is meant, forget the old one and add this: varve repo remove, varve repo add"},
+	{repository.ErrDeleted, contract.CodeRefused, "once its record is pruned there, and twice the grace has passed, it can be copied again"},
 	{repository.ErrBaseGone, contract.CodeFailed, "nothing was made; try again"},
 	{repository.ErrFenced, contract.CodeFailed, "nothing was made; try again: what was stored is found"},
 	{repository.ErrLapsed, contract.CodeFailed, "the store could not be written for half an hour; try again"},

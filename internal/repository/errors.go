@@ -10,6 +10,8 @@ import (
 var (
 	// ErrNotFound: no such backup, or it was deleted.
 	ErrNotFound = errors.New("no such backup")
+	// ErrDeleted: a backup of this id was deleted here, and is not forgotten yet.
+	ErrDeleted = errors.New("it was deleted here, and prune has not forgotten it yet")
 	// ErrAmbiguous: more than one backup's id begins so.
 	ErrAmbiguous = errors.New("more than one backup has an id that begins so")
 	// ErrNoRepository: the place is there and holds no repository.

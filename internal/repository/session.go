@@ -29,7 +29,7 @@ const (
 
 // SessionOptions say what is written.
 type SessionOptions struct {
-	ID      string    // of the record; empty: a new one
+	ID      string    // of the record, which no session had before; empty: a new one
 	Set     uuid.UUID // the set it belongs to, in scope set
 	Against Against
 	Volumes []uuid.UUID // told in progress candidates, so that the next attempt finds this one
