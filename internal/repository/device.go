@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -113,13 +112,19 @@ func (d *Device) chunk(ctx context.Context, c maptree.Chunk) ([]byte, error) {
 		return plain, nil
 	}
 	// Whoever is first reads for all; his giving up must not fail the others.
-	v, err, _ := d.flight.Do(string(c.ID[:]), func() (any, error) {
+	read := d.flight.DoChan(string(c.ID[:]), func() (any, error) {
 		return d.repo.chunk(context.WithoutCancel(ctx), c)
 	})
-	if err != nil {
-		return nil, err
+	var got singleflight.Result
+	select {
+	case got = <-read:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	plain := v.([]byte)
+	if got.Err != nil {
+		return nil, got.Err
+	}
+	plain := got.Val.([]byte)
 	if len(plain) != c.Held.Count()*block.Size {
 		return nil, ErrDamaged
 	}
@@ -137,6 +142,9 @@ func (d *Device) Submit(_ context.Context, ops []*block.Op) {
 // Flush implements block.Device: there is nothing to do.
 func (d *Device) Flush(context.Context) error { return nil }
 
+// errEnough ends a walk that has found as much as was asked for.
+var errEnough = errors.New("enough")
+
 // Extents implements block.Device: what is a hole of the backup is one here. Only the map is read.
 func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]block.Extent, error) {
 	if err := block.CheckRange(off, length, d.b.SizeBytes); err != nil {
@@ -153,7 +161,7 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 		if n := len(out); n > 0 && out[n-1].Hole == hole {
 			out[n-1].Length += to - at
 		} else if n == limit {
-			return io.EOF // enough
+			return errEnough
 		} else {
 			out = append(out, block.Extent{Offset: at, Length: to - at, Hole: hole, Zero: hole})
 		}
@@ -176,7 +184,7 @@ func (d *Device) Extents(ctx context.Context, off, length int64, limit int) ([]b
 	if err == nil {
 		err = add(end, true)
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && !errors.Is(err, errEnough) {
 		return nil, fmt.Errorf("extents of backup %s: %w", d.b.ID, err)
 	}
 	return out, nil
