@@ -42,12 +42,15 @@ func (s *Session) Commit(ctx context.Context, rec *Record, source Source) error 
 
 func (s *Session) commit(ctx context.Context, rec *Record, source Source) error {
 	stored := time.Now()
+	rec.ID, rec.StartedAt = s.o.ID, s.started
+	if err := rec.check(); err != nil {
+		return fmt.Errorf("commit backup %s: %w", s.o.ID, err)
+	}
 	if err := s.flush(ctx); err != nil {
 		return err
 	}
 	s.stage("store", stored.Sub(s.started)+time.Since(stored))
 	committing := time.Now()
-	rec.ID, rec.StartedAt = s.o.ID, s.started
 	if err := s.tell(ctx, rec); err != nil {
 		return err
 	}

@@ -211,6 +211,15 @@ func (r *Record) encode() ([]byte, error) {
 	return cbor.Marshal(w)
 }
 
+// check tells whether the record, once it is put, can be read: nobody would prune beside one that cannot.
+func (r *Record) check() error {
+	plain, err := r.encode()
+	if err == nil {
+		_, err = decodeRecord(plain, r.ID)
+	}
+	return err
+}
+
 func decodeRecord(b []byte, id string) (Record, error) {
 	var w wireRecord
 	if err := decode(b, &w); err != nil {

@@ -96,6 +96,9 @@ func (r *Repo) Begin(ctx context.Context, o SessionOptions) (*Session, error) {
 	if o.ID == "" {
 		o.ID = NewID()
 	}
+	if !ValidID(o.ID) {
+		return nil, fmt.Errorf("write to %s: %q is no id of a record", r.URL(), o.ID)
+	}
 	table, err := r.refresh(ctx, o.Set)
 	if err != nil {
 		return nil, err
@@ -161,16 +164,26 @@ func (s *Session) Release(b *[]byte) { s.buffers.Put(b) }
 // It waits when too much is under way.
 func (s *Session) Store(ctx context.Context, buffer *[]byte, length int, hashes []uint64) (*Pending, error) {
 	p := &Pending{plain: (*buffer)[:length], buffer: buffer, hashes: hashes, ready: make(chan struct{}), done: make(chan struct{})}
-	for _, to := range []chan *Pending{s.order, s.work} {
-		select {
-		case to <- p:
-		case <-s.ctx.Done():
-			return nil, context.Cause(s.ctx)
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+	if err := s.hand(ctx, s.order, p); err != nil {
+		return nil, err
+	}
+	if err := s.hand(ctx, s.work, p); err != nil {
+		p.err = err // the sequencer has it
+		close(p.ready)
+		return nil, err
 	}
 	return p, nil
+}
+
+func (s *Session) hand(ctx context.Context, to chan<- *Pending, p *Pending) error {
+	select {
+	case to <- p:
+		return nil
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // encode is a worker: it names chunks, looks whether they are there, and compresses those that are not.
@@ -230,7 +243,9 @@ func (s *Session) sequence() {
 	for p := range s.order {
 		select {
 		case <-p.ready:
-			s.place(p)
+			if p.err == nil {
+				s.place(p)
+			}
 		case <-s.ctx.Done():
 			p.err = context.Cause(s.ctx)
 		}

@@ -1,0 +1,122 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"varve/internal/objects/faulty"
+	"varve/internal/repository/maptree"
+)
+
+// hole is an entry of a backup of which all is hole.
+func hole(id string) Backup {
+	return Backup{ID: id, Full: id, Type: Full, Volume: "v", VolumeID: uuid.UUID{1}, Root: maptree.Root{Empty: true}}
+}
+
+func commitOf(t *testing.T, repo *Repo, rec *Record) error {
+	t.Helper()
+	s, err := repo.Begin(t.Context(), SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Commit(t.Context(), rec, nil)
+}
+
+// A record or candidate that cannot be read keeps every pruner from deleting anything: none is put.
+func TestNoRecordIsPutThatCannotBeRead(t *testing.T) {
+	st := faulty.New()
+	repo := createHere(t, st)
+	many := &Record{}
+	for range MaxMembers + 1 {
+		many.Backups = append(many.Backups, hole(NewID()))
+	}
+	for name, rec := range map[string]*Record{
+		"of nothing":   {},
+		"of too many":  many,
+		"without type": {Backups: []Backup{{ID: NewID(), Full: NewID()}}},
+		"of no id":     {Backups: []Backup{hole("web")}},
+	} {
+		if err := commitOf(t, repo, rec); err == nil {
+			t.Errorf("a record %s was put", name)
+		}
+	}
+	if _, err := repo.Begin(t.Context(), SessionOptions{ID: "web"}); err == nil {
+		t.Error("a session of no id")
+	}
+	if n := names(st, "backups/") + names(st, "candidates/"); n > 0 {
+		t.Errorf("%d objects were left", n)
+	}
+	good := &Record{Backups: []Backup{hole(NewID())}}
+	if err := commitOf(t, repo, good); err != nil {
+		t.Fatal(err)
+	}
+	if n := names(st, "backups/"); n != 1 {
+		t.Errorf("%d records", n)
+	}
+}
+
+// A session that was given up before it ended leaves nothing that is seen, and one that finds that out too late buries it.
+func TestSessionThatWasGivenUpLeavesNothingVisible(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		st := faulty.New()
+		client := st.Client()
+		repo, other := createHere(t, client), (*Repo)(nil)
+		other, err := Open(t.Context(), st, OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := repo.Begin(t.Context(), SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.SetHook(func(ctx context.Context, c faulty.Call) error {
+			if c.Op == faulty.Put && !c.After && (c.Name == recordPrefix+s.ID()) == late && (late || c.Name == candidateName(s.ID(), 0)) {
+				_, err := other.Fence(ctx, s.ID())
+				return err
+			}
+			return nil
+		})
+		rec := &Record{Backups: []Backup{hole(s.ID())}}
+		if err := s.Commit(t.Context(), rec, nil); !errors.Is(err, ErrFenced) {
+			t.Fatalf("late %v: %v", late, err)
+		}
+		if all, _, err := other.Backups(t.Context()); err != nil || len(all) > 0 {
+			t.Errorf("late %v: %+v, %v", late, all, err)
+		}
+	}
+}
+
+// A chunk whose Store was given up half way does not hold the session up.
+func TestSessionEndsThoughAStoreWasGivenUp(t *testing.T) {
+	st := faulty.New()
+	repo := createHere(t, st)
+	s, err := repo.Begin(t.Context(), SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 200 { // each may get as far as the sequencer, or not
+		b := s.Buffer()
+		clear(*b)
+		if p, err := s.Store(ended, b, 4096, nil); err == nil {
+			if _, _, err := p.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Commit(t.Context(), &Record{Backups: []Backup{hole(s.ID())}}, nil) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the session does not end")
+	}
+}
