@@ -31,8 +31,9 @@ type Pin struct {
 	done   sync.WaitGroup
 
 	mu    sync.Mutex
-	until time.Time // by this process's clock, counted from before the request
-	seq   int
+	until time.Time // by this process's clock, counted from before the request; zero before the first
+	// Sequence numbers: of the oldest object that may be there, of the last that certainly is, of the next.
+	oldest, last, next int
 }
 
 type wirePin struct {
@@ -42,23 +43,24 @@ type wirePin struct {
 
 func encodePin(w wirePin) ([]byte, error) { return cbor.Marshal(w) }
 
-// Pin pins a backup.
+// Pin pins a backup. Who cannot write has no pin: the grace is what protects him, from when the backup is deleted.
 func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) {
 	p := &Pin{repo: r, id: newObjectID(), backup: backup}
-	if r.noWrite != nil {
-		p.end = func() {}
-		return p, nil
+	renew := p.renew
+	err := r.noWrite
+	if err == nil {
+		err = p.renew(ctx)
 	}
-	if err := p.renew(ctx); err != nil {
-		if errors.Is(err, objects.ErrDenied) {
-			// Credentials that can only read: the grace is what protects the reader, for as long as it lasts.
-			p.end, p.until = func() {}, time.Now().Add(r.config.Grace/2)
-			return p, nil
-		}
+	if r.noWrite != nil || errors.Is(err, objects.ErrDenied) {
+		renew = p.look
+		err = p.look(ctx)
+	} else if err == nil {
+		_, err = r.Backup(ctx, backup) // it may have been deleted between being found and being pinned
+	}
+	p.end = func() {}
+	if err != nil {
+		p.Release()
 		return nil, fmt.Errorf("pin backup %s: %w", backup, err)
-	}
-	if _, err := r.Backup(ctx, backup); err != nil {
-		return nil, err // deleted between being found and being pinned
 	}
 	ctx, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	p.done.Go(func() {
@@ -68,7 +70,7 @@ func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) {
 			select {
 			case <-tick.C:
 				// One that fails is tried again at the next tick, and twice more before it lapses.
-				_ = p.renew(ctx)
+				_ = renew(ctx)
 			case <-ctx.Done():
 				return
 			}
@@ -77,9 +79,12 @@ func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) {
 	return p, nil
 }
 
+// renew puts the pin under its next name: what a put that failed did is not known. A pin that had lapsed holds again if the
+// backup is there still: then no pruner has touched it.
 func (p *Pin) renew(ctx context.Context) error {
 	p.mu.Lock()
-	seq := p.seq
+	seq := p.next
+	p.next++
 	p.mu.Unlock()
 	plain, err := encodePin(wirePin{Backup: idBytes(p.backup), For: int64(pinFor)})
 	if err != nil {
@@ -89,14 +94,37 @@ func (p *Pin) renew(ctx context.Context) error {
 	if _, err := p.repo.putSmall(ctx, envelope.Pin, pinName(p.id, seq), plain); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	p.until, p.seq = before.Add(pinFor), seq+1
-	p.mu.Unlock()
-	// The one before stays: a listing may miss what comes and what goes meanwhile, but not both of two.
-	if seq > 1 {
-		_ = p.repo.store.Delete(ctx, pinName(p.id, seq-2))
+	if p.Err() != nil {
+		if _, err := p.repo.Backup(ctx, p.backup); err != nil {
+			return err
+		}
 	}
+	p.mu.Lock()
+	p.until = before.Add(pinFor)
+	// The one before stays: a listing may miss what comes and what goes meanwhile, but not both of two.
+	from, to := p.oldest, p.last
+	p.oldest, p.last = p.last, seq
+	p.mu.Unlock()
+	p.remove(ctx, from, to)
 	return nil
+}
+
+// look is what is done in place of renewing by who cannot write.
+func (p *Pin) look(ctx context.Context) error {
+	before := time.Now()
+	if _, err := p.repo.Backup(ctx, p.backup); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.until = before.Add(max(p.repo.config.Grace/2, pinFor))
+	return nil
+}
+
+func (p *Pin) remove(ctx context.Context, from, to int) {
+	for seq := from; seq < to; seq++ {
+		_ = p.repo.store.Delete(ctx, pinName(p.id, seq)) // if this fails it expires
+	}
 }
 
 func pinName(id string, seq int) string { return fmt.Sprintf("%s%s.%d", pinPrefix, id, seq) }
@@ -105,7 +133,9 @@ func pinName(id string, seq int) string { return fmt.Sprintf("%s%s.%d", pinPrefi
 func (p *Pin) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.until.IsZero() && time.Now().Round(0).After(p.until.Round(0)) {
+	now := time.Now()
+	// One clock stands still while the machine sleeps, the other may be set back.
+	if !p.until.IsZero() && (now.After(p.until) || now.Round(0).After(p.until.Round(0))) {
 		return fmt.Errorf("pin of backup %s: %w", p.backup, ErrLapsed)
 	}
 	return nil
@@ -116,13 +146,11 @@ func (p *Pin) Release() {
 	p.end()
 	p.done.Wait()
 	p.mu.Lock()
-	seq := p.seq
+	from, to := p.oldest, p.next
 	p.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	for at := max(seq-2, 0); at < seq; at++ {
-		_ = p.repo.store.Delete(ctx, pinName(p.id, at)) // if this fails it expires
-	}
+	p.remove(ctx, from, to)
 }
 
 // Pinned are the backups that somebody reads, given what time it is by the store's clock, and the pins that hold no more.
