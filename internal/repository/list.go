@@ -191,25 +191,32 @@ func (r *Repo) Backup(ctx context.Context, id string) (Listed, error) {
 	if err != nil {
 		return Listed{}, err
 	}
+	begins := func(whole string) bool { return len(id) >= 4 && strings.HasPrefix(whole, id) }
 	var found []Listed
 	for _, b := range all {
 		if b.ID == id {
 			return b, nil
 		}
-		if len(id) >= 4 && strings.HasPrefix(b.ID, id) {
+		if begins(b.ID) {
 			found = append(found, b)
 		}
 	}
-	if len(found) == 1 {
-		return found[0], nil
-	}
-	if len(found) > 1 {
-		return Listed{}, fmt.Errorf("backup %s: %w", id, ErrAmbiguous)
-	}
+	var lost []Unreadable
 	for _, u := range unreadable {
-		if u.Record == id || len(id) >= 4 && strings.HasPrefix(u.Record, id) {
+		if u.Record == id {
 			return Listed{}, &u
 		}
+		if begins(u.Record) {
+			lost = append(lost, u)
+		}
+	}
+	switch {
+	case len(found)+len(lost) > 1:
+		return Listed{}, fmt.Errorf("backup %s: %w", id, ErrAmbiguous)
+	case len(found) == 1:
+		return found[0], nil
+	case len(lost) == 1:
+		return Listed{}, &lost[0]
 	}
 	return Listed{}, fmt.Errorf("backup %s: %w", id, ErrNotFound)
 }

@@ -302,3 +302,24 @@ func TestChunkThatIsMovedWhileItIsReadIsFound(t *testing.T) {
 		t.Error("it was not moved twice")
 	}
 }
+
+// The beginning of an id that several records have, some of which cannot be read, deletes none of them.
+func TestBeginningOfAnIDThatIsNotCertainDeletesNothing(t *testing.T) {
+	for _, damaged := range [][]string{{"aaaa000000000001"}, {"aaaa000000000001", "aaaa000000000002"}} {
+		st := faulty.New()
+		repo := create(t, st)
+		for _, id := range []string{"aaaa000000000001", "aaaa000000000002"} {
+			backUp(t, repo, nil, backup.Options{Record: id}, 1)
+		}
+		for _, id := range damaged {
+			st.Change("backups/"+id, func(b []byte) []byte { clear(b); return b })
+		}
+		repo = open(t, st)
+		if err := repo.Delete(t.Context(), "aaaa"); !errors.Is(err, repository.ErrAmbiguous) {
+			t.Errorf("%d damaged: %v", len(damaged), err)
+		}
+		if err := repo.Delete(t.Context(), "aaaa000000000001"); err != nil {
+			t.Error(err)
+		}
+	}
+}
