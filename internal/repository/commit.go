@@ -175,20 +175,26 @@ func (s *Session) basesStay(ctx context.Context, rec *Record) error {
 	for _, b := range rec.Backups {
 		members[b.ID] = true
 	}
+	bases := map[string]bool{}
 	for _, b := range rec.Backups {
-		if b.Base == "" || members[b.Base] {
-			continue
+		if b.Base != "" && !members[b.Base] {
+			bases[b.Base] = true
 		}
-		base, err := s.repo.Backup(ctx, b.Base)
-		if err == nil && base.Doubtful {
-			err = fmt.Errorf("it is doubtful: %w", ErrNotFound)
+	}
+	if len(bases) == 0 {
+		return nil
+	}
+	all, _, err := s.repo.Backups(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range all {
+		if !b.Doubtful {
+			delete(bases, b.ID)
 		}
-		if errors.Is(err, ErrNotFound) {
-			return fmt.Errorf("commit backup %s: backup %s: %w", s.o.ID, b.Base, ErrBaseGone)
-		}
-		if err != nil {
-			return err
-		}
+	}
+	for id := range bases {
+		return fmt.Errorf("commit backup %s: backup %s: %w", s.o.ID, id, ErrBaseGone)
 	}
 	return nil
 }

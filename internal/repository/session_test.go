@@ -120,3 +120,31 @@ func TestSessionEndsThoughAStoreWasGivenUp(t *testing.T) {
 		t.Fatal("the session does not end")
 	}
 }
+
+// What a commit asks of the store does not grow with the members of a group.
+func TestCommitOfAGroupListsBackupsOnce(t *testing.T) {
+	repo := createHere(t, faulty.New())
+	requests := func(members int) int64 {
+		bases := &Record{}
+		for range members {
+			bases.Backups = append(bases.Backups, hole(NewID()))
+		}
+		if err := commitOf(t, repo, bases); err != nil {
+			t.Fatal(err)
+		}
+		next := &Record{}
+		for _, base := range bases.Backups {
+			b := hole(NewID())
+			b.Type, b.Base, b.Full = Incremental, base.ID, base.ID
+			next.Backups = append(next.Backups, b)
+		}
+		before := repo.Counts()
+		if err := commitOf(t, repo, next); err != nil {
+			t.Fatal(err)
+		}
+		return repo.Counts().Minus(before).Requests()
+	}
+	if few, many := requests(1), requests(20); many > few {
+		t.Errorf("%d requests for a group of 20, %d for one volume", many, few)
+	}
+}
