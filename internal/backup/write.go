@@ -180,21 +180,24 @@ func (w *writer) write(ctx context.Context) error {
 				return err
 			}
 			w.progress(int64(j.index) * w.regionBytes)
-			if j.changed {
-				planned <- j
+			if !j.changed {
+				continue
+			}
+			select {
+			case planned <- j:
+			case <-gctx.Done():
+				return context.Cause(gctx)
 			}
 		}
 		return nil
 	})
-	var last error
 	g.Go(func() error {
 		for j := range planned {
-			if last != nil {
-				continue // so that the planner does not wait for ever
+			if err := w.set(gctx, builder, j); err != nil {
+				return err
 			}
-			last = w.set(gctx, builder, j)
 		}
-		return last
+		return nil
 	})
 	if err := g.Wait(); err != nil {
 		return w.noteMismatch(err)
