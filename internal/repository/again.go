@@ -42,7 +42,7 @@ func (a *again) flush() error {
 	}
 	b := a.open
 	a.open = nil
-	return a.s.put(b)
+	return a.s.finish(b)
 }
 
 // nodesAgain puts a pack of the session's nodes once more, while it is there: nobody else has them. ErrFenced.
@@ -66,5 +66,5 @@ func (s *Session) nodesAgain(ctx context.Context, id chunk.PackID) error {
 	if err != nil {
 		return err
 	}
-	return s.put(b)
+	return s.finish(b)
 }

@@ -140,7 +140,13 @@ func (s *Session) tell(ctx context.Context, final *Record) error {
 	if err != nil {
 		return err
 	}
-	return s.putSmall(ctx, envelope.Candidate, name, plain)
+	if err := s.putSmall(ctx, envelope.Candidate, name, plain); err != nil {
+		s.mu.Lock()
+		s.unmarked = append(s.unmarked, c.Packs...)
+		s.mu.Unlock()
+		return err
+	}
+	return nil
 }
 
 // putSmall puts an object that is sealed in one piece, under no retention, and counts it.

@@ -66,9 +66,10 @@ type Session struct {
 	nodeAt   map[chunk.ID]chunk.Place       // nodes of this session, as many as fit
 	relied   map[chunk.PackID]envelope.Kind // packs that the maps name: of others, where chunks were found, and its own
 	retained map[chunk.PackID]bool          // packs that are under the session's retention
-	packed   []packed                       // put and not in an index run yet
+	packed   []index.Entry                  // of packs that were put and are not in an index run yet
 	unmarked []chunk.PackID                 // put and named by no candidate yet
-	since    int64                          // bytes put since the last progress candidate
+	put      int64                          // bytes of packs
+	since    int64                          // of these, since the last progress candidate
 	lastPart time.Time                      // of the last progress candidate
 	parts    int                            // candidates put
 	stats    Stats
@@ -76,17 +77,15 @@ type Session struct {
 
 const (
 	packsUnderWay = 3
-	// progressBytes and a quarter of the grace are how often a candidate tells what there is.
-	progressBytes = 128 << 20
-	maxNodeAt     = 1 << 16
+	// A candidate tells what there is when so many bytes were put since the last, or a sixteenth of all if that is more,
+	// so that there are not as many candidates and index runs as a volume is large.
+	minProgressBytes, maxProgressBytes, progressPart = 128 << 20, 8 << 30, 16
+	// So many entries of the index wait for their run, about.
+	maxPacked = 1 << 17
+	// What was put is known in time also where next to nothing is: see progress.
+	minProgressTime = time.Minute
+	maxNodeAt       = 1 << 16
 )
-
-// packed is a pack that is in the store.
-type packed struct {
-	kind      envelope.Kind
-	id        chunk.PackID
-	directory *pack.Directory
-}
 
 // Begin starts a session.
 func (r *Repo) Begin(ctx context.Context, o SessionOptions) (*Session, error) {
@@ -261,6 +260,9 @@ func (s *Session) place(p *Pending) {
 	if p.found {
 		s.stats.DuplicateBytes += int64(len(p.plain))
 		s.mu.Unlock()
+		if err := s.progress(0); err != nil {
+			s.fail(err)
+		}
 	} else {
 		s.stats.NewBytes += int64(len(p.plain))
 		s.stats.CompressedBytes += int64(len(p.encoded))
@@ -319,13 +321,13 @@ func (s *Session) upload(b *pack.Builder) {
 	s.uploads <- struct{}{}
 	s.uploaded.Go(func() {
 		defer func() { <-s.uploads }()
-		if err := s.put(b); err != nil {
+		if err := s.finish(b); err != nil {
 			s.fail(err)
 		}
 	})
 }
 
-func (s *Session) put(b *pack.Builder) error {
+func (s *Session) finish(b *pack.Builder) error {
 	p, err := b.Finish()
 	if err != nil {
 		return err
@@ -349,20 +351,37 @@ func (s *Session) put(b *pack.Builder) error {
 	s.stats.StoredBytes += p.Bytes
 	s.stats.ParityBytes += parityBytes(p.Object)
 	s.stats.Objects++
-	s.packed = append(s.packed, packed{p.Kind, p.ID, p.Directory()})
+	for i, e := range p.Entries {
+		at := chunk.Place{Pack: p.ID, Frame: uint32(i)}
+		s.packed = append(s.packed, index.Entry{ID: e.ID, Place: at, SealedBytes: e.SealedBytes, PlainBytes: e.PlainBytes, Kind: p.Kind})
+	}
 	s.unmarked = append(s.unmarked, p.ID)
 	s.relied[p.ID] = p.Kind
 	s.retained[p.ID] = true
-	s.since += p.Bytes
-	due := s.since >= progressBytes || time.Since(s.lastPart) > s.repo.config.Grace/4
+	s.mu.Unlock()
+	return s.progress(p.Bytes)
+}
+
+// progress tells what there is when it is time, given what was put; or nothing was, as it was there already: a session
+// whose candidate is old is given up.
+func (s *Session) progress(put int64) error {
+	s.mu.Lock()
+	s.put += put
+	s.since += put
+	enough := min(max(minProgressBytes, s.put/progressPart), maxProgressBytes)
+	wait := s.repo.config.Grace / 4
+	if put == 0 {
+		wait = max(wait, minProgressTime)
+	}
+	due := s.since >= enough || len(s.packed) >= maxPacked || time.Since(s.lastPart) > wait && s.put > 0
 	if due {
 		s.since, s.lastPart = 0, time.Now()
 	}
 	s.mu.Unlock()
-	if due {
-		return s.tell(s.ctx, nil)
+	if !due {
+		return nil
 	}
-	return nil
+	return s.tell(s.ctx, nil)
 }
 
 // flush waits until all that was handed in is in the store and in an index run.
@@ -384,15 +403,22 @@ func (s *Session) flush(ctx context.Context) error {
 	return s.writeRun(ctx)
 }
 
-// writeRun puts an index run of what has been packed since the last.
+// writeRun puts an index run of what has been packed since the last. If that fails it can be tried again.
 func (s *Session) writeRun(ctx context.Context) error {
 	s.mu.Lock()
 	packed := s.packed
 	s.packed = nil
 	s.mu.Unlock()
-	if len(packed) == 0 {
-		return nil
+	err := s.writeEntries(ctx, packed)
+	if err != nil {
+		s.mu.Lock()
+		s.packed = append(s.packed, packed...)
+		s.mu.Unlock()
 	}
+	return err
+}
+
+func (s *Session) writeEntries(ctx context.Context, entries []index.Entry) error {
 	w := index.NewWriter(s.repo.keys, s.o.Set, s.repo.config.Parity, func(run pack.Packed) error {
 		defer run.Release()
 		if err := s.repo.put(ctx, run.Name, run.Object, s.o.LockUntil); err != nil {
@@ -405,8 +431,8 @@ func (s *Session) writeRun(ctx context.Context) error {
 		s.mu.Unlock()
 		return nil
 	})
-	for _, p := range packed {
-		if err := w.Add(p.kind, p.id, p.directory); err != nil {
+	for _, e := range entries {
+		if err := w.AddEntry(e); err != nil {
 			return err
 		}
 	}
@@ -425,7 +451,7 @@ const leaveTime = 10 * time.Second
 
 // leave tells the next session of packs that no candidate and no run of the index names yet.
 func (s *Session) leave() {
-	if len(s.packed) == 0 {
+	if len(s.packed)+len(s.unmarked) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), leaveTime)

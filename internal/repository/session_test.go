@@ -3,11 +3,13 @@ package repository
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"varve/internal/objects"
 	"varve/internal/objects/faulty"
 	"varve/internal/repository/maptree"
 )
@@ -118,6 +120,84 @@ func TestSessionEndsThoughAStoreWasGivenUp(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("the session does not end")
+	}
+}
+
+// stored hands a session noise of its own, and returns when it has a place.
+func stored(t *testing.T, s *Session, seed byte, bytes int) {
+	t.Helper()
+	r := rand.NewChaCha8([32]byte{seed})
+	for ; bytes > 0; bytes -= s.repo.ChunkBytes() {
+		b := s.Buffer()
+		r.Read(*b)
+		p, err := s.Store(t.Context(), b, len(*b), nil)
+		if err == nil {
+			_, _, err = p.Wait(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A session that finds all it has in the repository puts nothing, for as long as it likes: it is not given up.
+func TestSessionThatFindsEverythingTellsThatItIsThere(t *testing.T) {
+	st := faulty.New()
+	s, err := createHere(t, st).Begin(t.Context(), SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Abort()
+	stored(t, s, 1, 34<<20)
+	for parts := range 3 {
+		s.uploaded.Wait()
+		if n := names(st, "candidates/"); n != parts {
+			t.Fatalf("%d parts of the candidate, not %d", n, parts)
+		}
+		s.mu.Lock()
+		s.lastPart = s.lastPart.Add(-s.repo.config.Grace / 3)
+		s.mu.Unlock()
+		stored(t, s, 1, 1<<20)
+	}
+}
+
+// However large a volume is, there are few candidates and runs of the index.
+func TestProgressIsToldMoreRarelyTheMoreThereIs(t *testing.T) {
+	st := faulty.New()
+	s, err := createHere(t, st).Begin(t.Context(), SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Abort()
+	for range (1 << 40) / (32 << 20) {
+		if err := s.progress(32 << 20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := names(st, "candidates/"); n > 200 || n < 100 {
+		t.Errorf("%d parts of a candidate for a tebibyte", n)
+	}
+}
+
+// What was stored is found by the next session also if the run of the index, or the candidate, could not be put when it should.
+func TestWhatCouldNotBeToldIsToldAtTheEnd(t *testing.T) {
+	for _, pattern := range []string{"index/*", "candidates/*"} {
+		st := faulty.New()
+		repo := createHere(t, st)
+		s, err := repo.Begin(t.Context(), SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored(t, s, 1, 1<<20)
+		st.Inject(faulty.Fault{Op: faulty.Put, Pattern: pattern, Times: 1, Err: objects.ErrUnavailable})
+		if err := s.Commit(t.Context(), &Record{Backups: []Backup{hole(s.ID())}}, nil); !errors.Is(err, objects.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		named := 0
+		err = repo.Candidates(t.Context(), func(c CandidatePart) error { named += len(c.Packs); return nil })
+		if err != nil || named != 1 || names(st, "index/") != 1 {
+			t.Errorf("%s: %d packs are named, %d runs, %v", pattern, named, names(st, "index/"), err)
+		}
 	}
 }
 
