@@ -50,7 +50,7 @@ func (w *writer) choose(ctx context.Context) (*sample, error) {
 	for n := 0; n < sampleBlocks && time.Since(started) < sampleTime/2; n++ {
 		lba := rand.Int64N(blocks)
 		if n%4 != 0 {
-			index, region, ok, err := w.repo.RandomRegion(ctx, w.source.Base.Root)
+			index, region, ok, err := w.tree.Random(ctx, rand.IntN)
 			if err != nil {
 				return nil, err
 			}

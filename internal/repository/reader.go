@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"varve/internal/objects"
@@ -131,33 +130,6 @@ func (r *Repo) hashesAt(ctx context.Context, id chunk.ID, at chunk.Place) ([]uin
 		return nil, pack.ErrElsewhere
 	}
 	return d.Entry(at.Frame).Hashes, nil
-}
-
-// slots is how many regions a leaf has, and children an inner node.
-const slots = 64
-
-// RandomRegion is a region that is not all hole, found by choosing at random in each node; ok is false if there is none.
-func (r *Repo) RandomRegion(ctx context.Context, root maptree.Root) (index uint64, region maptree.Region, ok bool, err error) {
-	if root.Empty {
-		return 0, region, false, nil
-	}
-	id, place := root.ID, root.Place
-	for level := root.Level; ; level-- {
-		plain, err := r.ReadNode(ctx, id, place)
-		if err != nil {
-			return 0, region, false, err
-		}
-		n, err := maptree.Decode(plain, r.Geometry())
-		if err != nil || n.Level != level {
-			return 0, region, false, errors.Join(err, fmt.Errorf("map node %s: %w", id, ErrDamaged))
-		}
-		if level == 0 {
-			at := n.Regions[rand.IntN(len(n.Regions))]
-			return index*slots + uint64(at.Slot), at.Region, true, nil
-		}
-		c := n.Children[rand.IntN(len(n.Children))]
-		index, id, place = index*slots+uint64(c.Slot), c.ID, c.Place
-	}
 }
 
 // IsLost tells errors of a place, which another place may make good, from those of the store.

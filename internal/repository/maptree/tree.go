@@ -70,6 +70,26 @@ func (t *Tree) Region(ctx context.Context, index uint64) (Region, error) {
 	}
 }
 
+// Random returns a region that is not all hole, found by choosing a slot in use of each node on the way: choose returns a number
+// below n. ok is false if all is hole.
+func (t *Tree) Random(ctx context.Context, choose func(n int) int) (index uint64, r Region, ok bool, err error) {
+	if err := t.check(); err != nil || t.root.Empty {
+		return 0, Region{}, false, err
+	}
+	for c, level := t.root.child(), t.root.Level; ; level-- {
+		n, err := t.node(ctx, c, level, index)
+		if err != nil {
+			return 0, Region{}, false, err
+		}
+		if level == 0 {
+			at := n.Regions[choose(len(n.Regions))]
+			return index + uint64(at.Slot), at.Region, true, nil
+		}
+		c = n.Children[choose(len(n.Children))]
+		index += uint64(c.Slot) * span(level-1)
+	}
+}
+
 // Walk visits the regions from from to to-1 that are not all hole, in ascending order. Their chunks must not
 // be changed. An error of visit ends the walk and is returned as it is.
 func (t *Tree) Walk(ctx context.Context, from, to uint64, visit func(index uint64, r Region) error) error {

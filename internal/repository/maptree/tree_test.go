@@ -219,7 +219,11 @@ func verifyTree(t *rapid.T, s *nodeStore, g Geometry, root Root, m modelMap) {
 			want = append(want, index)
 		}
 	}
-	err := tree.Walk(ctx, from, to, func(index uint64, r Region) error {
+	index, r, ok, err := tree.Random(ctx, func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "of the slots") })
+	if want, there := m.regions[index]; err != nil || ok != (len(m.regions) > 0) || ok && (!there || !r.Equal(want)) {
+		t.Fatalf("a region at random: %d, %v, %v", index, ok, err)
+	}
+	err = tree.Walk(ctx, from, to, func(index uint64, r Region) error {
 		if diff := cmp.Diff(m.regions[index], r); diff != "" {
 			t.Fatalf("region %d: %s", index, diff)
 		}
