@@ -21,7 +21,7 @@ func around(ctx context.Context, repo *repository.Repo, tree *maptree.Tree, b re
 		switch {
 		case err == nil:
 			return append(sound, stretch{from, regions}), lost, errs, nil
-		case !errors.As(err, &node) || !errors.Is(err, ErrDamaged):
+		case !errors.As(err, &node) || !repository.IsLost(err):
 			return nil, nil, nil, err
 		}
 		first, end := max(node.First, from), min(node.First+node.Regions(), regions)

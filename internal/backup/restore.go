@@ -206,9 +206,7 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 			if !r.o.SkipDamaged || !errors.Is(err, ErrDamaged) {
 				return fmt.Errorf("at %d: %w", off, err)
 			}
-			r.mu.Lock()
-			r.lost = append(r.lost, Range{off, r.length(off)})
-			r.mu.Unlock()
+			r.lose(off, r.length(off))
 			if !r.o.Fresh {
 				add(off, nil)
 			}
@@ -225,6 +223,17 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 		r.o.Progress(start, r.b.SizeBytes)
 	}
 	return nil
+}
+
+// lose notes a range that cannot be read. Those of a region come in ascending order.
+func (r *restorer) lose(off, length int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.lost); n > 0 && r.lost[n-1].Offset+r.lost[n-1].Length == off {
+		r.lost[n-1].Length += length
+		return
+	}
+	r.lost = append(r.lost, Range{off, length})
 }
 
 // merge joins ops that follow each other and whose data does so in memory, or that both zero.

@@ -37,9 +37,7 @@ func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, pro
 	visit := func(s *repository.Scanned) error {
 		for c, ch := range s.Region.Chunks {
 			if s.Errs[c] != nil {
-				if len(v.Errs) < maxErrs {
-					v.Errs = append(v.Errs, s.Errs[c])
-				}
+				v.note(s.Errs[c])
 				continue
 			}
 			if s.Plain[c] == nil {
@@ -51,7 +49,7 @@ func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, pro
 			}
 			for i, h := range known {
 				if repo.BlockHash(s.Plain[c][i*block.Size:(i+1)*block.Size]) != h {
-					v.Errs = append(v.Errs, fmt.Errorf("chunk %s: block %d is not what its hash says: %w", ch.ID, i, ErrDamaged))
+					v.note(fmt.Errorf("chunk %s: block %d is not what its hash says: %w", ch.ID, i, ErrDamaged))
 					break
 				}
 			}
@@ -66,6 +64,12 @@ func Verify(ctx context.Context, repo *repository.Repo, b repository.Backup, pro
 	done := r.report()
 	v.Bytes, v.Lost = done.WrittenBytes, done.Lost
 	return v, nil
+}
+
+func (v *Verified) note(err error) {
+	if len(v.Errs) < maxErrs {
+		v.Errs = append(v.Errs, err)
+	}
 }
 
 // nullDevice takes everything and keeps nothing.

@@ -48,7 +48,7 @@ func (d *Depot) harmed(ctx context.Context, backups []repository.Listed) (map[st
 			return nil
 		})
 		switch {
-		case errors.Is(err, errHarmed), errors.Is(err, repository.ErrDamaged):
+		case errors.Is(err, errHarmed), repository.IsLost(err):
 			out[b.ID] = true
 		case err != nil:
 			return nil, err
