@@ -137,24 +137,39 @@ func (t *Table) Add(p pack.Packed) {
 	}
 }
 
-// unloaded are the runs that were not taken in before.
+// unloaded are the runs that were not taken in before. If one that was is gone a pruner has made others of it, and moved
+// content: then all is forgotten, and every run is one of them.
 func (t *Table) unloaded(runs []Run) []Run {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	there := make(map[chunk.PackID]bool, len(runs))
+	for _, run := range runs {
+		there[run.ID] = true
+	}
+	for id := range t.loaded {
+		if !there[id] {
+			t.forget()
+			break
+		}
+	}
 	var out []Run
 	for _, run := range runs {
-		there[run.ID] = t.loaded[run.ID]
-		if !there[run.ID] {
+		if !t.loaded[run.ID] {
 			out = append(out, run)
 		}
 	}
-	t.loaded = there // those that are gone are forgotten
 	return out
 }
 
+func (t *Table) forget() {
+	t.shards = [shardCount]shard{}
+	t.packs, t.count, t.missed = nil, 0, false
+	clear(t.byPack)
+	clear(t.loaded)
+}
+
 // Load takes in what the runs of the table's set say, the newest first, until it is full, and nothing that is
-// known: neither ids nor runs that it loaded before. Runs that are gone are passed over; so are those that are lost, in whole or in part, which are returned.
+// known: neither ids nor runs that it loaded before, unless one of those is gone. Runs that are gone are passed over; so are those that are lost, in whole or in part, which are returned.
 func (t *Table) Load(ctx context.Context, x *Index) (lost []chunk.PackID, err error) {
 	var mu sync.Mutex
 	room := semaphore.NewWeighted(loadBytes)
