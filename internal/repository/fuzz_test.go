@@ -3,6 +3,7 @@ package repository
 import (
 	"bytes"
 	"context"
+	"runtime"
 	"testing"
 	"time"
 
@@ -66,6 +67,25 @@ func FuzzSmallObjects(f *testing.F) {
 			t.Fatal(err) // who cannot read the ledger finds out again
 		}
 	})
+}
+
+// What is decoded takes memory in proportion to what was read, or is refused.
+func TestWhatIsDecodedIsBounded(t *testing.T) {
+	for name, key := range map[string]byte{"backups": 2, "packs": 3} {
+		const n = 2 << 20
+		plain := append([]byte{0xa1, key, 0x9a, 0, n >> 16, 0, 0}, bytes.Repeat([]byte{0xa0}, n)...)
+		if key == 3 {
+			plain = append(plain[:7], bytes.Repeat([]byte{0x40}, n)...)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, errRecord := decodeRecord(plain, NewID())
+		_, errCandidate := decodeCandidate(plain, NewID())
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; errRecord == nil || errCandidate == nil || took > 64<<20 {
+			t.Errorf("%s: %d MiB for %d, %v, %v", name, took>>20, len(plain), errRecord, errCandidate)
+		}
+	}
 }
 
 func fuzzed(t testing.TB, st objects.Store) *Repo {

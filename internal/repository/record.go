@@ -142,7 +142,8 @@ const (
 	MaxMembers = 4096
 )
 
-var decoding, _ = cbor.DecOptions{MaxArrayElements: 1 << 22, MaxMapPairs: 1 << 16, MaxNestedLevels: 8}.DecMode()
+// An element takes a byte, and in memory up to half a KiB: no list that is written has more of them than this.
+var decoding, _ = cbor.DecOptions{MaxArrayElements: 1 << 16, MaxMapPairs: 1 << 16, MaxNestedLevels: 8}.DecMode()
 
 // decode reads what encode wrote; fields it does not know are left out.
 func decode(b []byte, v any) error {
