@@ -48,8 +48,6 @@ func openPart(path string, b repository.Backup, force bool) (*part, error) {
 	p.disk = disk{name: name, size: b.SizeBytes}
 	if p.f, err = vfs.OS().Create(name); errors.Is(err, fs.ErrExist) {
 		p.f, err = vfs.OS().Open(name)
-	} else if err == nil {
-		p.fresh = true
 	}
 	if err != nil {
 		return nil, fmt.Errorf("restore to %s: %w", path, err)
@@ -69,13 +67,13 @@ func openPart(path string, b repository.Backup, force bool) (*part, error) {
 	return p, nil
 }
 
-// prepare gives it its size.
+// prepare gives it its size. It is fresh if it has none yet: whoever made it, another one may have written to it before it was locked.
 func (p *part) prepare() error {
 	have, err := p.f.Size()
 	if err != nil {
 		return err
 	}
-	p.fresh = p.fresh || have == 0
+	p.fresh = have == 0
 	if have == p.size {
 		return nil
 	}
