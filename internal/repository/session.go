@@ -357,7 +357,9 @@ func (s *Session) finish(b *pack.Builder) error {
 	}
 	s.unmarked = append(s.unmarked, p.ID)
 	s.relied[p.ID] = p.Kind
-	s.retained[p.ID] = true
+	if !s.o.LockUntil.IsZero() {
+		s.retained[p.ID] = true
+	}
 	s.mu.Unlock()
 	return s.progress(p.Bytes)
 }
