@@ -196,19 +196,23 @@ func (p *Pool) RollbackWhole(ctx context.Context, ref SnapshotRef, compare bool)
 	return done, err
 }
 
-// rewriteFrom writes the blocks of a device that differ in the target, and zeroes those that are zeros.
+// rewriteFrom writes the blocks of a device that differ in the target, and zeroes those that are holes.
 func rewriteFrom(ctx context.Context, from, target block.Device) error {
-	want, have, zeros := make([]byte, block.Size), make([]byte, block.Size), make([]byte, block.Size)
+	want, have := make([]byte, block.Size), make([]byte, block.Size)
 	for off := int64(0); off < from.SizeBytes(); off += block.Size {
 		n := min(block.Size, from.SizeBytes()-off)
 		if err := errors.Join(from.ReadAt(ctx, want[:n], off), target.ReadAt(ctx, have[:n], off)); err != nil {
 			return err
 		}
-		op := &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: want[:n]}
-		switch {
-		case bytes.Equal(want[:n], have[:n]):
+		if bytes.Equal(want[:n], have[:n]) {
 			continue
-		case bytes.Equal(want[:n], zeros[:n]):
+		}
+		op := &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: want[:n]}
+		e, err := from.Extents(ctx, off, n, 1)
+		if err != nil {
+			return err
+		}
+		if e[0].Hole {
 			op = &block.Op{Kind: block.OpZero, Offset: off, Length: n}
 		}
 		if target.Submit(ctx, []*block.Op{op}); op.Err != nil {
