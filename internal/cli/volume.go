@@ -296,6 +296,11 @@ func (c volumeCopyBack) Run(t *terminal) error {
 	if err != nil {
 		return err
 	}
+	return t.finishVolume(job)
+}
+
+// finishVolume waits for a job and shows the volume that it worked on.
+func (t *terminal) finishVolume(job contract.Job) error {
 	return t.finish(job, func(r *contract.Result) error {
 		if r.Volume == nil { // it is deleted already
 			return nil
@@ -314,12 +319,7 @@ func (c volumeFill) Run(t *terminal) error {
 	if err != nil {
 		return err
 	}
-	return t.finish(job, func(r *contract.Result) error {
-		if r.Volume == nil { // it is deleted already
-			return nil
-		}
-		return t.showVolume(*r.Volume)
-	})
+	return t.finishVolume(job)
 }
 
 func drawRelayout(w *table, r *contract.Relayout) {
