@@ -127,17 +127,18 @@ func (s *Session) ID() string { return s.o.ID }
 
 // Pending is a chunk on its way into a pack.
 type Pending struct {
-	plain   []byte
-	buffer  *[]byte
-	hashes  []uint64
-	id      chunk.ID
-	place   chunk.Place
-	found   bool // it is at place already
-	encoded []byte
-	enc     pack.Encoding
-	ready   chan struct{} // hashed, and found or encoded
-	done    chan struct{}
-	err     error
+	plain    []byte
+	buffer   *[]byte
+	hashes   []uint64
+	id       chunk.ID
+	place    chunk.Place
+	found    bool // it is at place already
+	encoded  []byte
+	enc      pack.Encoding
+	unworked error         // why no worker got it
+	ready    chan struct{} // hashed, and found or encoded; or unworked
+	done     chan struct{}
+	err      error // the sequencer's
 }
 
 // Wait returns the chunk's id and place once it has them: it may be in the store only after Commit.
@@ -167,7 +168,7 @@ func (s *Session) Store(ctx context.Context, buffer *[]byte, length int, hashes 
 		return nil, err
 	}
 	if err := s.hand(ctx, s.work, p); err != nil {
-		p.err = err // the sequencer has it
+		p.unworked = err // the sequencer has it
 		close(p.ready)
 		return nil, err
 	}
@@ -242,7 +243,7 @@ func (s *Session) sequence() {
 	for p := range s.order {
 		select {
 		case <-p.ready:
-			if p.err == nil {
+			if p.err = p.unworked; p.err == nil {
 				s.place(p)
 			}
 		case <-s.ctx.Done():
