@@ -66,7 +66,7 @@ func (w *writer) plan(ctx context.Context, j *job) error {
 		return err
 	}
 	var err error
-	j.pending, err = w.session.Store(ctx, j.buffer, dense(j.buffer, plan.Store), nil)
+	j.pending, err = w.session.Store(ctx, j.buffer, dense(j.buffer, plan.Store))
 	return err
 }
 

@@ -2,9 +2,11 @@ package repository
 
 import (
 	"context"
+	"sync"
 	"testing"
 
 	"varve/internal/objects/faulty"
+	"varve/internal/repository/chunk"
 )
 
 // TestStoreThatIsCancelled: who hands a chunk in and the sequencer may find at the same time that the session is over.
@@ -20,14 +22,21 @@ func TestStoreThatIsCancelled(t *testing.T) {
 			t.Fatal(err)
 		}
 		stored := make(chan int)
+		var waited sync.WaitGroup
 		go func() {
 			many := 0
 			for {
 				b := s.Buffer()
 				(*b)[0], (*b)[1], (*b)[2] = byte(n), byte(many), byte(many>>8)
-				if _, err := s.Store(ctx, b, repo.ChunkBytes(), nil); err != nil {
+				p, err := s.Store(ctx, b, repo.ChunkBytes())
+				if err != nil {
 					break
 				}
+				waited.Go(func() {
+					if id, _, err := p.Wait(context.Background()); err == nil && id == (chunk.ID{}) {
+						t.Error("a chunk has no id and no error")
+					}
+				})
 				many++
 			}
 			stored <- many
@@ -38,5 +47,6 @@ func TestStoreThatIsCancelled(t *testing.T) {
 		cancel()
 		<-stored
 		s.Abort()
+		waited.Wait()
 	}
 }

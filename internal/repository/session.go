@@ -145,14 +145,14 @@ type Pending struct {
 func (p *Pending) Wait(ctx context.Context) (chunk.ID, chunk.Place, error) {
 	select {
 	case <-p.done:
-		return p.id, p.place, p.err
+		if p.err != nil { // a worker may have it still
+			return chunk.ID{}, chunk.Place{}, p.err
+		}
+		return p.id, p.place, nil
 	case <-ctx.Done():
 		return chunk.ID{}, chunk.Place{}, context.Cause(ctx)
 	}
 }
-
-// Hashes are those of the chunk's blocks, known when Wait has returned.
-func (p *Pending) Hashes() []uint64 { return p.hashes }
 
 // Buffer is room for a chunk of the largest size, to be handed to Store.
 func (s *Session) Buffer() *[]byte { return s.buffers.Get().(*[]byte) }
@@ -160,10 +160,9 @@ func (s *Session) Buffer() *[]byte { return s.buffers.Get().(*[]byte) }
 // Release gives a buffer back that was not handed to Store.
 func (s *Session) Release(b *[]byte) { s.buffers.Put(b) }
 
-// Store takes the first length bytes of a buffer as a chunk, whole blocks. hashes are those of its blocks if they are known, else nil.
-// It waits when too much is under way.
-func (s *Session) Store(ctx context.Context, buffer *[]byte, length int, hashes []uint64) (*Pending, error) {
-	p := &Pending{plain: (*buffer)[:length], buffer: buffer, hashes: hashes, ready: make(chan struct{}), done: make(chan struct{})}
+// Store takes the first length bytes of a buffer as a chunk, whole blocks. It waits when too much is under way.
+func (s *Session) Store(ctx context.Context, buffer *[]byte, length int) (*Pending, error) {
+	p := &Pending{plain: (*buffer)[:length], buffer: buffer, ready: make(chan struct{}), done: make(chan struct{})}
 	if err := s.hand(ctx, s.order, p); err != nil {
 		return nil, err
 	}
@@ -190,11 +189,9 @@ func (s *Session) hand(ctx context.Context, to chan<- *Pending, p *Pending) erro
 func (s *Session) encode() {
 	keys := s.repo.keys
 	for p := range s.work {
-		if p.hashes == nil {
-			p.hashes = make([]uint64, 0, len(p.plain)/block.Size)
-			for b := p.plain; len(b) > 0; b = b[block.Size:] {
-				p.hashes = append(p.hashes, keys.BlockHash(b[:block.Size]))
-			}
+		p.hashes = make([]uint64, 0, len(p.plain)/block.Size)
+		for b := p.plain; len(b) > 0; b = b[block.Size:] {
+			p.hashes = append(p.hashes, keys.BlockHash(b[:block.Size]))
 		}
 		p.id = keys.ChunkID(p.plain)
 		p.place, p.found = s.find(p.id)

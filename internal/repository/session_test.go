@@ -105,7 +105,7 @@ func TestSessionEndsThoughAStoreWasGivenUp(t *testing.T) {
 	for range 200 { // each may get as far as the sequencer, or not
 		b := s.Buffer()
 		clear(*b)
-		if p, err := s.Store(ended, b, 4096, nil); err == nil {
+		if p, err := s.Store(ended, b, 4096); err == nil {
 			if _, _, err := p.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +130,7 @@ func stored(t *testing.T, s *Session, seed byte, bytes int) {
 	for ; bytes > 0; bytes -= s.repo.ChunkBytes() {
 		b := s.Buffer()
 		r.Read(*b)
-		p, err := s.Store(t.Context(), b, len(*b), nil)
+		p, err := s.Store(t.Context(), b, len(*b))
 		if err == nil {
 			_, _, err = p.Wait(t.Context())
 		}
