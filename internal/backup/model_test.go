@@ -10,6 +10,7 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/block/memdisk"
+	"varve/internal/block/zeros"
 	"varve/internal/objects/faulty"
 	"varve/internal/repository"
 	"varve/internal/repository/config"
@@ -86,7 +87,7 @@ func (m *model) create(ctx context.Context, t *rapid.T, want Want) string {
 	m.dirty[b.ID] = map[int64]bool{}
 	mapped := int64(0)
 	for at := 0; at < len(m.content); at += block.Size {
-		if !allZero(m.content[at:min(at+block.Size, len(m.content))]) {
+		if !zeros.All(m.content[at:min(at+block.Size, len(m.content))]) {
 			mapped += block.Size
 		}
 	}
@@ -147,7 +148,7 @@ func checkExtents(ctx context.Context, t *rapid.T, d block.Device, want []byte) 
 			t.Fatalf("extent at %d after %d", e.Offset, at)
 		}
 		at += e.Length
-		if e.Zero && !allZero(want[e.Offset:at]) {
+		if e.Zero && !zeros.All(want[e.Offset:at]) {
 			t.Fatalf("extent %+v is not zero", e)
 		}
 	}

@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"varve/internal/block"
+	"varve/internal/block/zeros"
 	"varve/internal/repository"
 	"varve/internal/repository/maptree"
 )
@@ -145,7 +145,7 @@ func (r *restorer) compare(ctx context.Context, index uint64, region maptree.Reg
 		b := p[i*block.Size : (i+1)*block.Size]
 		c, pos, mapped := region.Source(i)
 		if !mapped {
-			if !bytes.Equal(b, zeros[:]) {
+			if !zeros.All(b) {
 				d.zero.Set(i)
 			}
 			continue
@@ -320,7 +320,7 @@ func (r *restorer) clear(ctx context.Context, from, to int64) error {
 				if err := r.target.ReadAt(ctx, b, off); err != nil {
 					return fmt.Errorf("read the target at %d: %w", off, err)
 				}
-				if allZero(b) {
+				if zeros.All(b) {
 					continue
 				}
 				r.zeroed.Add(int64(len(b)))
@@ -331,14 +331,4 @@ func (r *restorer) clear(ctx context.Context, from, to int64) error {
 		}
 	}
 	return nil
-}
-
-func allZero(b []byte) bool {
-	for len(b) >= block.Size {
-		if !bytes.Equal(b[:block.Size], zeros[:]) {
-			return false
-		}
-		b = b[block.Size:]
-	}
-	return bytes.Equal(b, zeros[:len(b)])
 }

@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"varve/internal/block"
+	"varve/internal/block/zeros"
 	"varve/internal/repository"
 	"varve/internal/repository/maptree"
 )
@@ -260,8 +260,6 @@ func (w *writer) readAhead(ctx context.Context, g *errgroup.Group, queue chan<- 
 	return nil
 }
 
-var zeros [block.Size]byte
-
 // read fills the buffer's blocks from the source, each at its own place, and tells which are zeros. What lies beyond the end is.
 func (w *writer) read(ctx context.Context, j *job, blocks maptree.Bitmap) error {
 	start := int64(j.index) * w.regionBytes
@@ -289,7 +287,7 @@ func (w *writer) read(ctx context.Context, j *job, blocks maptree.Bitmap) error 
 		w.readBytes += have
 		w.mu.Unlock()
 		for ; i < n; i++ {
-			if bytes.Equal(blockOf(j.buffer, i), zeros[:]) {
+			if zeros.All(blockOf(j.buffer, i)) {
 				j.zero.Set(i)
 			}
 		}

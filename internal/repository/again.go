@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"varve/internal/block"
 	"varve/internal/objects"
 	"varve/internal/repository/chunk"
 	"varve/internal/repository/envelope"
@@ -23,10 +22,7 @@ func (a *again) add(id chunk.ID, plain []byte) error {
 	if a.open == nil {
 		a.open = pack.NewBuilder(a.s.repo.keys, envelope.Pack, a.s.o.Set, a.s.repo.config.Parity)
 	}
-	var hashes []uint64
-	for b := plain; len(b) > 0; b = b[block.Size:] {
-		hashes = append(hashes, a.s.repo.keys.BlockHash(b[:block.Size]))
-	}
+	hashes := a.s.repo.keys.BlockHashes(plain)
 	encoded, enc := pack.Encode(nil, plain)
 	a.open.Append(id, encoded, enc, len(plain), hashes)
 	a.done[id] = true

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"varve/internal/block"
 	"varve/internal/repository/chunk"
 	"varve/internal/repository/envelope"
 	"varve/internal/repository/index"
@@ -189,10 +188,7 @@ func (s *Session) hand(ctx context.Context, to chan<- *Pending, p *Pending) erro
 func (s *Session) encode() {
 	keys := s.repo.keys
 	for p := range s.work {
-		p.hashes = make([]uint64, 0, len(p.plain)/block.Size)
-		for b := p.plain; len(b) > 0; b = b[block.Size:] {
-			p.hashes = append(p.hashes, keys.BlockHash(b[:block.Size]))
-		}
+		p.hashes = keys.BlockHashes(p.plain)
 		p.id = keys.ChunkID(p.plain)
 		p.place, p.found = s.find(p.id)
 		if !p.found {

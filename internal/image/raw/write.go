@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/internal/block"
+	"varve/internal/block/zeros"
 	"varve/internal/image/target"
 	"varve/internal/image/transfer"
-	"varve/internal/image/zeros"
 )
 
 // Write exports src as a raw image. Blocks of zeros become holes.

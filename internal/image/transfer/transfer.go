@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"varve/internal/block"
-	"varve/internal/image/zeros"
+	"varve/internal/block/zeros"
 )
 
 const (

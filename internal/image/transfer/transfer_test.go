@@ -13,8 +13,8 @@ import (
 
 	"varve/internal/block"
 	"varve/internal/block/memdisk"
+	"varve/internal/block/zeros"
 	"varve/internal/image/transfer"
-	"varve/internal/image/zeros"
 )
 
 func newDisk(t testing.TB, size int64) *memdisk.Disk {

@@ -1,10 +1,10 @@
 package server
 
 import (
-	"bytes"
 	"errors"
 
 	"varve/internal/block"
+	"varve/internal/block/zeros"
 	"varve/internal/nbd"
 )
 
@@ -44,16 +44,13 @@ func (t *transmission) performRead(req *nbd.Request) {
 func (t *transmission) finishRead(b []byte, req *nbd.Request) int {
 	head := t.dataHeader()
 	data := b[head:]
-	if t.structured && req.Flags&nbd.CmdFlagDF == 0 && len(data) > 12 && allZero(data) {
+	if t.structured && req.Flags&nbd.CmdFlagDF == 0 && len(data) > 12 && zeros.All(data) {
 		t.putHole(b, req, int64(req.Offset), len(data), true)
 		return t.holeChunk()
 	}
 	t.putData(b, req, int64(req.Offset), len(data), true)
 	return len(b)
 }
-
-// allZero tells whether p, which is not empty, is all zeros.
-func allZero(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }
 
 // readInto reads what req asks for and puts the reply into out, which is empty.
 func (t *transmission) readInto(out *buffer, req *nbd.Request) error {

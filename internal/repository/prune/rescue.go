@@ -3,11 +3,9 @@ package prune
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/google/uuid"
 
-	"varve/internal/block"
 	"varve/internal/objects"
 	"varve/internal/repository"
 	"varve/internal/repository/chunk"
@@ -156,9 +154,7 @@ func (r *rescuer) copyFromAnywhere(ctx context.Context, info *packInfo, pl place
 	}
 	var hashes []uint64
 	if !info.nodes {
-		for b := range slices.Chunk(plain, block.Size) {
-			hashes = append(hashes, r.p.repo.BlockHash(b))
-		}
+		hashes = r.p.repo.Keys().BlockHashes(plain)
 	}
 	return r.add(ctx, info.kind(), pl.id, plain, hashes)
 }

@@ -20,6 +20,7 @@ package seal
 import (
 	"crypto/rand"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/google/uuid"
@@ -111,6 +112,15 @@ func (k *Keys) ChunkID(plain []byte) chunk.ID {
 // BlockHash returns the hash of a block of block.Size bytes, with which another is compared when this one is far away.
 func (k *Keys) BlockHash(b []byte) uint64 {
 	return highwayhash.Sum64((*[block.Size]byte)(b)[:], k.Hash[:])
+}
+
+// BlockHashes returns the hashes of the blocks of plain, which is whole blocks.
+func (k *Keys) BlockHashes(plain []byte) []uint64 {
+	out := make([]uint64, 0, len(plain)/block.Size)
+	for b := range slices.Chunk(plain, block.Size) {
+		out = append(out, k.BlockHash(b))
+	}
+	return out
 }
 
 func newHasher(key [32]byte) *blake3.Hasher {

@@ -3,7 +3,7 @@ package zeros_test
 import (
 	"testing"
 
-	"varve/internal/image/zeros"
+	"varve/internal/block/zeros"
 )
 
 func TestAllFindsEveryByte(t *testing.T) {
