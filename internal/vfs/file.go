@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"runtime"
 	"sync"
@@ -17,8 +18,9 @@ import (
 // descriptor at each call rather than keeping it: after Close that gives EBADF,
 // never a descriptor that has become someone else's.
 type osFile struct {
-	file *os.File
-	name string
+	file  *os.File
+	name  string
+	piece int // the most that one call writes, up to the next multiple of it; 0 if there is no limit
 
 	// noNowait is set once the file system turned out not to know RWF_NOWAIT.
 	noNowait atomic.Bool
@@ -59,7 +61,7 @@ func (f *osFile) ReadVector(bufs [][]byte, off int64, wait bool) error {
 		iovecs.Put(iov)
 	}()
 	for rest := (vector{bufs: bufs}); ; {
-		n, length := rest.describe(iov[:])
+		n, length := rest.describe(iov[:], math.MaxInt)
 		if n == 0 {
 			return nil
 		}
@@ -112,7 +114,11 @@ func (f *osFile) writeAt(bufs [][]byte, off int64) error {
 		iovecs.Put(iov)
 	}()
 	for rest := (vector{bufs: bufs}); ; {
-		n, _ := rest.describe(iov[:])
+		most := math.MaxInt
+		if f.piece > 0 {
+			most = f.piece - int(off%int64(f.piece))
+		}
+		n, _ := rest.describe(iov[:], most)
 		if n == 0 {
 			return nil
 		}
@@ -133,14 +139,15 @@ type vector struct {
 	skip int
 }
 
-// describe fills iov with as much as it can name, and returns how many it used
-// (0 when nothing is left) and their length in bytes. Empty buffers take no place.
-func (u *vector) describe(iov []unix.Iovec) (n, length int) {
+// describe fills iov with as much as it can name and at most so many bytes, and returns how many
+// it used (0 when nothing is left) and their length in bytes. Empty buffers take no place.
+func (u *vector) describe(iov []unix.Iovec, most int) (n, length int) {
 	for i, b := range u.bufs {
 		if i == 0 {
 			b = b[u.skip:]
 		}
-		if n == len(iov) {
+		b = b[:min(len(b), most-length)]
+		if n == len(iov) || length == most {
 			break
 		}
 		if len(b) > 0 {

@@ -42,9 +42,13 @@ func TestUnwrittenResumesAtAnyByte(t *testing.T) {
 		var got []byte
 		iov := make([]unix.Iovec, 7)
 		for rest := (vector{bufs: bufs}); ; {
-			n, length := rest.describe(iov)
+			most := 1 + rnd.IntN(30)
+			n, length := rest.describe(iov, most)
 			if n == 0 {
 				break
+			}
+			if length > most {
+				t.Fatalf("seed %d: %d bytes are described where at most %d were asked for", seed, length, most)
 			}
 			var offered []byte
 			for _, v := range iov[:n] {
@@ -191,5 +195,38 @@ func TestHolderTextIsReplacedWhole(t *testing.T) {
 	defer func() { _ = f.Close() }()
 	if got := readHolder(f); got != "new" {
 		t.Fatalf("holder read as %q", got)
+	}
+}
+
+// What is written to a disk in one call lands as it is, wherever the pieces end in which the kernel gets it.
+func TestDisksAreWrittenInPieces(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "disk")
+	want := make([]byte, 4*diskPiece)
+	if err := os.WriteFile(name, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OS().OpenDisk(name, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		var bufs [][]byte
+		off := rnd.IntN(2 * diskPiece)
+		for end, n := off, 1+rnd.IntN(4); n > 0; n-- {
+			b := make([]byte, rnd.IntN(diskPiece/2))
+			for i := range b {
+				b[i] = byte(rnd.Uint32())
+			}
+			bufs = append(bufs, b)
+			end += copy(want[end:], b)
+		}
+		if err := f.WriteAt(bufs, int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("the disk is not what was written to it: %v", err)
 	}
 }
