@@ -3,14 +3,23 @@ package prune
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
 	"varve/internal/repository"
+	"varve/internal/repository/pack"
 )
 
 // wasteShare is what part of the packs that remain may be waste: then they are at most 1.25 times what is needed.
 const wasteShare = 5
+
+// Packs of less than smallBytes are made one where they fill at least one, at most an eighth (mergeShare) of what is there at a time: until
+// the grace is over they are there twice.
+const (
+	smallBytes = pack.TargetBytes / 4
+	mergeShare = 8
+)
 
 // count fills in what the report tells of what was found.
 func (p *pruner) count(inv *inventory, s *survey) {
@@ -53,6 +62,13 @@ func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
 		return cmp.Or(cmp.Compare(t.packs[a].part(), t.packs[b].part()), -cmp.Compare(t.packs[a].bytes, t.packs[b].bytes))
 	})
 	var marked []repository.MarkedPack
+	mark := func(n uint32) {
+		info := &t.packs[n]
+		info.condemned = true
+		marked = append(marked, repository.MarkedPack{ID: info.id, Nodes: info.nodes})
+		p.report.Condemned.add(int64(info.bytes))
+		p.report.Waiting.add(int64(info.bytes))
+	}
 	for _, n := range emptiest {
 		info := &t.packs[n]
 		part, bytes := info.part(), float64(info.bytes)
@@ -61,9 +77,10 @@ func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
 		}
 		total -= bytes * (1 - part)
 		waste -= bytes * (1 - part)
-		marked = append(marked, repository.MarkedPack{ID: info.id, Nodes: info.nodes})
-		p.report.Condemned.add(int64(info.bytes))
-		p.report.Waiting.add(int64(info.bytes))
+		mark(n)
+	}
+	for _, n := range p.small(t, int64(total)/mergeShare) {
+		mark(n)
 	}
 	if len(marked) > 0 {
 		p.report.WaitingUntil = p.now.Add(p.grace)
@@ -86,6 +103,38 @@ func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
 		}
 	}
 	return nil
+}
+
+// small returns packs to be made one, the smallest first: those of a kind and set that fill at least a pack, and together with all others
+// about limitBytes at most.
+func (p *pruner) small(t *table, limitBytes int64) (all []uint32) {
+	groups := map[uint64][]uint32{}
+	for n := range t.packs {
+		info := &t.packs[n]
+		if info.bytes < smallBytes && info.live > 0 && !info.condemned && !info.named && !info.keep && !info.lost && !info.copied && p.old(info.putAt(), p.grace) {
+			k := uint64(info.set) << 1
+			if info.nodes {
+				k++
+			}
+			groups[k] = append(groups[k], uint32(n))
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(groups)) {
+		group := groups[k]
+		slices.SortFunc(group, func(a, b uint32) int {
+			return cmp.Or(cmp.Compare(t.packs[a].bytes, t.packs[b].bytes), cmp.Compare(a, b))
+		})
+		var fill int64
+		fits := 0
+		for ; fits < len(group) && fill < max(limitBytes, 2*pack.TargetBytes); fits++ {
+			fill += int64(t.packs[group[fits]].live)
+		}
+		if fill >= pack.TargetBytes {
+			all = append(all, group[:fits]...)
+			limitBytes -= fill
+		}
+	}
+	return all
 }
 
 func later(a, b time.Time) time.Time {

@@ -66,3 +66,37 @@ func TestDeletedBackupsLeaveWhatOthersNeed(t *testing.T) {
 		})
 	}
 }
+
+// What many small backups stored comes to lie in few packs, once it fills one; and then prune comes to rest.
+func TestManySmallPacksBecomeFew(t *testing.T) {
+	w := newWorld(t, repository.CreateOptions{})
+	v := newVolume(48)
+	var all []repository.Backup
+	for day := range uint64(12) { // 3 MiB each
+		for i := range 48 {
+			v.fill(day+1, i)
+		}
+		all = append(all, w.mustBackUp(v, nil))
+	}
+	if n := len(w.names("packs/")); n < len(all) {
+		t.Fatalf("%d packs", n)
+	}
+	if r := w.prune(); r.Condemned.Count != 0 {
+		t.Fatalf("younger than the grace, and yet %+v", r)
+	}
+	before := w.bytes("packs/")
+	r := w.pruneFor(4)
+	if n := len(w.names("packs/")); n > 2 {
+		t.Errorf("%d packs are left", n)
+	}
+	if after := w.bytes("packs/"); after > before*101/100 { // parity is rounded up
+		t.Errorf("%d bytes of packs before, %d after", before, after)
+	}
+	if r.Deleted.Count+r.Condemned.Count+r.Rescued.Count+r.Waiting.Count != 0 {
+		t.Errorf("it never comes to rest: %+v", r)
+	}
+	if n := len(w.names("nodes/")); n < len(all) {
+		t.Errorf("%d packs of nodes, which do not fill one", n)
+	}
+	w.check(all...)
+}

@@ -26,13 +26,14 @@ func (w *world) clone(t *testing.T) *world {
 }
 
 // rounds of pruning, each after the grace.
-func (w *world) pruneFor(rounds int) {
+func (w *world) pruneFor(rounds int) (last prune.Report) {
 	w.t.Helper()
 	for range rounds {
 		w.st.Advance(grace + time.Minute)
-		w.prune()
+		last = w.prune()
 		w.check()
 	}
+	return last
 }
 
 func isPut(c faulty.Call, prefix string) bool {
