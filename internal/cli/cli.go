@@ -118,7 +118,7 @@ func run(args []string, version string) (err error) {
 	if err != nil {
 		return err
 	}
-	command, err := parser.Parse(args)
+	command, err := parser.Parse(inOrder(parser.Model, args))
 	if err != nil {
 		return usageError(err, command)
 	}
