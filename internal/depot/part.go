@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/internal/contract"
+	"varve/internal/foreign"
 	"varve/internal/repository"
 	"varve/internal/vfs"
 )
@@ -40,6 +41,11 @@ func openPart(path string, b repository.Backup, force bool) (*part, error) {
 		if path, err = filepath.EvalSymlinks(path); err != nil {
 			return nil, err
 		}
+		unlock, err := claim(path) // once more when it is replaced
+		if err != nil {
+			return nil, err
+		}
+		unlock()
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("restore to %s: %w", path, err)
 	}
@@ -93,7 +99,7 @@ func removeOthers(path, but string) {
 	}
 	for _, e := range entries {
 		name := filepath.Join(filepath.Dir(path), e.Name())
-		if name == but || !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), "."+filepath.Base(path)+".") || !strings.HasSuffix(e.Name(), partSuffix) {
+		if name == but || !e.Type().IsRegular() || !isPartOf(e.Name(), filepath.Base(path)) {
 			continue
 		}
 		if l, err := vfs.OS().LockDisk(name); err == nil {
@@ -103,9 +109,44 @@ func removeOthers(path, but string) {
 	}
 }
 
+// isPartOf tells whether a file is one in the making that is to be called target, and not one that is to be called TARGET.something.
+func isPartOf(name, target string) bool {
+	rest, ok := strings.CutPrefix(name, "."+target+".")
+	which, both := strings.CutSuffix(rest, partSuffix)
+	number := which != "" && strings.Trim(which, "0123456789") == "" // of an export
+	return ok && both && (number || repository.ValidID(which))
+}
+
+// claim locks the file or block device whose content a restore takes away, if there is one, and refuses it if somebody uses it: who
+// has it open would go on with what nobody sees any more, or over what is restored.
+func claim(path string) (unlock func(), err error) {
+	refused := func(why string) (func(), error) {
+		return nil, contract.Errorf(contract.CodeRefused, "restore to %s: it is in use: %s", path, why).
+			WithHint("stop what uses it, or restore to another name; --force does not help here")
+	}
+	unlock = func() {}
+	l, err := vfs.OS().LockDisk(path)
+	switch {
+	case errors.Is(err, vfs.ErrLocked):
+		return refused("another program has it locked")
+	case err == nil:
+		unlock = func() { l.Close() }
+	}
+	// Where it cannot be locked or opened, or is not there, nobody can tell more.
+	if who, err := foreign.Writer(path); err == nil && who != "" {
+		unlock()
+		return refused(who)
+	}
+	return unlock, nil
+}
+
 // commit gives the file, which is complete and durable, its name.
 func (p *part) commit(force bool) error {
-	var err error
+	unlock, err := claim(p.path)
+	if err != nil {
+		return p.goesOn(err)
+	}
+	defer unlock()
 	if force {
 		err = vfs.OS().Rename(p.name, p.path)
 	} else {

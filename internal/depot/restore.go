@@ -95,6 +95,11 @@ func (d *Depot) restoreDevice(ctx context.Context, b repository.Listed, r contra
 		return contract.BackupRestore{}, contract.Errorf(contract.CodeRefused, "restore to %s: it is a block device, and all that it holds would be lost", r.ToFile).
 			WithHint("if that is meant: --force")
 	}
+	unlock, err := claim(r.ToFile)
+	if err != nil {
+		return contract.BackupRestore{}, err
+	}
+	defer unlock()
 	f, err := vfs.OS().OpenDisk(r.ToFile, true)
 	if err != nil {
 		return contract.BackupRestore{}, fmt.Errorf("restore to %s: %w", r.ToFile, err)
@@ -135,6 +140,11 @@ func (d *Depot) restoreFile(ctx context.Context, b repository.Listed, r contract
 	if !qcow2 {
 		return out, p.commit(r.Force)
 	}
+	unlock, err := claim(p.path)
+	if err != nil {
+		return out, p.goesOn(err)
+	}
+	defer unlock()
 	err = image.Export(ctx, p.path, image.Qcow2, p, image.ExportOptions{Replace: r.Force, Progress: monotone(part2(progress, 1))})
 	if err != nil {
 		return out, p.goesOn(err)

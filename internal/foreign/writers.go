@@ -7,7 +7,30 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
+
+// Writer tells who may be writing to a file or a block device; empty if nobody is found. Of a file that is a process that has it
+// open for writing.
+func Writer(path string) (who string, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", cause(err)
+	}
+	if !info.Mode().IsRegular() {
+		return used(path)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", cause(err)
+	}
+	defer f.Close()
+	if who = writers(f); who != "" {
+		who += " has it open for writing"
+	}
+	return who, nil
+}
 
 // writers names a process that has the same file or device open for writing, as far as those of others can be seen; empty if none has.
 func writers(f *os.File) string {

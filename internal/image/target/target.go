@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -99,8 +100,10 @@ func removeLeftovers(path string) {
 	prefix := "." + filepath.Base(path) + "."
 	for _, e := range entries {
 		name := e.Name()
-		if len(name) <= len(prefix)+len(suffix) || name[:len(prefix)] != prefix || filepath.Ext(name) != suffix || !e.Type().IsRegular() {
-			continue
+		rest, ours := strings.CutPrefix(name, prefix)
+		number, part := strings.CutSuffix(rest, suffix)
+		if !ours || !part || number == "" || strings.Trim(number, "0123456789") != "" || !e.Type().IsRegular() {
+			continue // also what is to be called TARGET.something
 		}
 		f, err := os.Open(filepath.Join(filepath.Dir(path), name))
 		if err != nil {
