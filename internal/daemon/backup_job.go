@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -18,7 +17,7 @@ import (
 const (
 	// backupAttempts is how often a backup is tried whose base was deleted, or whose session was given up, just before it was committed.
 	backupAttempts = 3
-	// tidyPatience is how long is waited for a store when a backup that failed is looked for.
+	// tidyPatience is how long is waited for a store when a backup is made or has failed, and it is looked which bookmarks can go.
 	tidyPatience = 30 * time.Second
 	// mismatchEvent tells that a volume had changed where that was not tracked.
 	mismatchEvent = "tracking-mismatch"
@@ -219,7 +218,7 @@ func (b *backupRun) do(ctx context.Context) (made []contract.Backup, err error) 
 	if err != nil {
 		return nil, err
 	}
-	return b.made(ctx, rec)
+	return b.made(ctx, rec), nil
 }
 
 // attempt chooses and copies once.
@@ -301,31 +300,22 @@ func (b *backupRun) forgetBookmarks(ctx context.Context) {
 	}
 }
 
-// made describes the backups, and leaves only the bookmarks that the next ones need.
-func (b *backupRun) made(ctx context.Context, rec *repository.Record) ([]contract.Backup, error) {
-	ctx = context.WithoutCancel(ctx)
+// made describes the backups, and leaves only the bookmarks that the next ones need: where the store cannot be asked, the next one does.
+func (b *backupRun) made(ctx context.Context, rec *repository.Record) []contract.Backup {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyPatience)
+	defer cancel()
 	all, _, err := b.use.Repo().Backups(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("backup %s is made, but cannot be described: %w", rec.ID, err)
-	}
-	for _, m := range b.members {
-		b.d.pruneBookmarks(ctx, m.volume, b.use.id, all)
-	}
-	b.d.repositories.learn(b.known, rec)
-	described, _, err := b.use.Backups(ctx, "")
-	if err != nil {
-		return nil, fmt.Errorf("backup %s is made, but cannot be described: %w", rec.ID, err)
-	}
-	var out []contract.Backup
-	for _, one := range rec.Backups {
-		for _, view := range described {
-			if view.ID == one.ID {
-				out = append(out, view)
-				b.d.note("backup", view.Volume, "backup %s of %s to %s: %s, %s", view.ID, view.Volume, view.Repo, view.Type, view.Reason)
-			}
+	if err == nil {
+		for _, m := range b.members {
+			b.d.pruneBookmarks(ctx, m.volume, b.use.id, all)
 		}
 	}
-	return out, nil
+	b.d.repositories.learn(b.known, rec)
+	out := b.use.Made(rec, all)
+	for _, view := range out {
+		b.d.note("backup", view.Volume, "backup %s of %s to %s: %s, %s", view.ID, view.Volume, view.Repo, view.Type, view.Reason)
+	}
+	return out
 }
 
 // learn notes what has just been backed up.

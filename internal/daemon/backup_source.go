@@ -34,13 +34,11 @@ func (b *backupRun) choose(ctx context.Context) ([]backup.Choice, error) {
 	if err != nil {
 		return nil, err
 	}
-	harmed := map[string]bool{}
-	views, _, err := b.use.Backups(ctx, "")
+	volumes := b.volumes()
+	all = slices.DeleteFunc(all, func(l repository.Listed) bool { return !slices.Contains(volumes, l.VolumeID) })
+	harmed, err := b.use.Harmed(ctx, all)
 	if err != nil {
 		return nil, err
-	}
-	for _, v := range views {
-		harmed[v.ID] = v.State == contract.BackupDamaged
 	}
 	points := make([]map[uuid.UUID]pool.PointRef, len(b.members))
 	for i, m := range b.members {
@@ -61,7 +59,7 @@ func (b *backupRun) choose(ctx context.Context) ([]backup.Choice, error) {
 		}
 		return "", true
 	}
-	return backup.ChooseGroup(b.want, b.volumes(), all, repo.Sets(), usable), nil
+	return backup.ChooseGroup(b.want, volumes, all, repo.Sets(), usable), nil
 }
 
 // freeze makes the snapshots that are copied, unless there are some already.

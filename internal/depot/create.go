@@ -45,8 +45,11 @@ func (d *Depot) BackupForeign(ctx context.Context, r contract.CreateBackup, prog
 		if err != nil {
 			return made, src.Warnings, err
 		}
-		made, err = d.Backup(ctx, rec.Backups[0].ID)
-		return made, src.Warnings, err
+		all, _, err := d.repo.Backups(ctx)
+		if err != nil {
+			all = nil // it is made all the same
+		}
+		return d.Made(rec, all)[0], src.Warnings, nil
 	}
 }
 
@@ -61,7 +64,7 @@ func (d *Depot) backupForeign(ctx context.Context, r contract.CreateBackup, want
 		return nil, contract.Errorf(contract.CodeUsage, "back up %s as %s: backup %s is of %s", f.Source, f.As, since.ID, since.Volume)
 	}
 	all = slices.DeleteFunc(all, func(b repository.Listed) bool { return b.VolumeID != volume })
-	harmed, err := d.harmed(ctx, all)
+	harmed, err := d.Harmed(ctx, all)
 	if err != nil {
 		return nil, err
 	}

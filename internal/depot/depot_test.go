@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"varve/internal/block/memdisk"
@@ -446,5 +447,32 @@ func TestUnavailable(t *testing.T) {
 	_, err = Open(t.Context(), a, Options{})
 	if r := Unavailable("x", a, err); r.State != contract.RepositoryFailed {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A backup that is made is told of, though the store goes away as soon as its record is there.
+func TestABackupThatIsMadeIsToldOf(t *testing.T) {
+	f := newFixture(t, repository.CreateOptions{})
+	var made atomic.Bool
+	f.store.SetHook(func(_ context.Context, c faulty.Call) error {
+		if c.Op == faulty.List && c.Name == "backups/" && made.Load() {
+			return objects.ErrUnavailable
+		}
+		if c.Op == faulty.Put && strings.HasPrefix(c.Name, "backups/") {
+			made.Store(true)
+		}
+		return nil
+	})
+	b := f.backUp(t, contract.BackupAuto)
+	f.store.SetHook(nil)
+	if !made.Load() || b.ID == "" || b.Type != contract.BackupFull || b.Size != int64(len(f.content)) || b.State != contract.BackupGood || b.StoredAt != nil {
+		t.Fatalf("%v: %+v", made.Load(), b)
+	}
+	listed, err := f.Backup(t.Context(), b.ID)
+	if err != nil || listed.StoredAt == nil {
+		t.Fatal(listed, err)
+	}
+	if listed.StoredAt = nil; fmt.Sprintf("%+v", listed) != fmt.Sprintf("%+v", b) {
+		t.Errorf("it is told as\n%+v, and listed as\n%+v", b, listed)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"varve/internal/repository/maptree"
 )
 
-// harmed are those of some backups that need what is known to be lost. While nothing is that costs one list of the store, else a walk of each map.
-func (d *Depot) harmed(ctx context.Context, backups []repository.Listed) (map[string]bool, error) {
+// Harmed are those of some backups, by their ids, that need what is known to be lost. While nothing is that costs one list of the store, else a walk of each map.
+func (d *Depot) Harmed(ctx context.Context, backups []repository.Listed) (map[string]bool, error) {
 	if err := d.repo.RefreshLost(ctx); err != nil {
 		return nil, err
 	}

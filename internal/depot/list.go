@@ -20,7 +20,7 @@ func (d *Depot) Backups(ctx context.Context, volume string) (out []contract.Back
 	if err != nil {
 		return nil, nil, err
 	}
-	harmed, err := d.harmed(ctx, all)
+	harmed, err := d.Harmed(ctx, all)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -50,11 +50,28 @@ func (d *Depot) describe(ctx context.Context, b repository.Listed) (contract.Bac
 	if err != nil {
 		return contract.Backup{}, err
 	}
-	harmed, err := d.harmed(ctx, []repository.Listed{b})
+	harmed, err := d.Harmed(ctx, []repository.Listed{b})
 	if err != nil {
 		return contract.Backup{}, err
 	}
 	return d.view(b, all, harmed), nil
+}
+
+// Made describes the backups of a record that has just been committed, though the store may be gone by now. all are those that
+// exist, as far as it is known.
+func (d *Depot) Made(rec *repository.Record, all []repository.Listed) []contract.Backup {
+	members := make([]repository.Listed, len(rec.Backups))
+	for i, b := range rec.Backups {
+		members[i] = repository.Listed{Backup: b, Record: rec}
+		if at := slices.IndexFunc(all, func(other repository.Listed) bool { return other.ID == b.ID }); at >= 0 {
+			members[i] = all[at]
+		}
+	}
+	out := make([]contract.Backup, len(members))
+	for i, b := range members {
+		out[i] = d.view(b, members, nil)
+	}
+	return out
 }
 
 // find looks several up; all are there, or none is returned. Each appears once.

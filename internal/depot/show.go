@@ -36,7 +36,7 @@ func (d *Depot) summary(ctx context.Context) (contract.Repository, []repository.
 	if err != nil {
 		return out, nil, err
 	}
-	harmed, err := d.harmed(ctx, all)
+	harmed, err := d.Harmed(ctx, all)
 	if err != nil {
 		return out, nil, err
 	}
