@@ -18,7 +18,7 @@ const (
 	// backupAttempts is how often a backup is tried whose base was deleted, or whose session was given up, just before it was committed.
 	backupAttempts = 3
 	// tidyPatience is how long is waited for a store when a backup is made or has failed, and it is looked which bookmarks can go.
-	tidyPatience = 30 * time.Second
+	tidyPatience = 10 * time.Second
 	// mismatchEvent tells that a volume had changed where that was not tracked.
 	mismatchEvent = "tracking-mismatch"
 	// backupFailed tells that a backup has failed.

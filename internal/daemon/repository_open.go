@@ -174,11 +174,13 @@ func (rs *repositories) take(ctx context.Context, k *knownRepository, export boo
 	if removed {
 		return nil, contract.Errorf(contract.CodeNotFound, "repository %q: not found", entry.Name)
 	}
-	if o != nil && !o.there(ctx) {
-		rs.drop(k)
-		o = nil
-	}
 	var failed error
+	if o != nil && !o.there(ctx) {
+		if failed = ctx.Err(); failed == nil { // who gives up says nothing of what is open
+			rs.drop(k)
+			o = nil
+		}
+	}
 	if o == nil {
 		o, failed = rs.openKnown(ctx, k, entry)
 	}
