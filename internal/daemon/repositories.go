@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"varve/internal/contract"
 	"varve/internal/depot"
 	"varve/internal/objects"
+	"varve/internal/objects/open"
 )
 
 const (
@@ -381,10 +381,8 @@ func (d *Daemon) pendingRepositories() (out []string) {
 		rs.mu.Lock()
 		name, access, failed := k.entry.Name, k.entry.Access, k.failed
 		rs.mu.Unlock()
-		if place, err := url.Parse(access.URL); failed == nil && err == nil && (place.Scheme == "" || place.Scheme == "file") {
-			if _, err := os.Stat(place.Path); err != nil {
-				failed = fmt.Errorf("%w: %w", objects.ErrNoStore, err)
-			}
+		if place, err := open.Parse(access.URL); failed == nil && err == nil && place.Dir != "" {
+			failed = rs.directory(k, place.Dir)
 		}
 		switch {
 		case failed == nil:
@@ -395,4 +393,42 @@ func (d *Daemon) pendingRepositories() (out []string) {
 		}
 	}
 	return out
+}
+
+// directoryPatience is how long status waits for the file system that a repository is in.
+const directoryPatience = time.Second
+
+// glance is somebody's look at a directory.
+type glance struct {
+	done chan struct{}
+	err  error
+}
+
+// directory tells why a repository's directory is not there. A file system whose server is gone may never answer: one who waits for it is enough.
+func (rs *repositories) directory(k *knownRepository, dir string) error {
+	rs.mu.Lock()
+	g := k.glance
+	if g == nil {
+		g = &glance{done: make(chan struct{})}
+		k.glance = g
+		go func() {
+			_, g.err = os.Stat(dir)
+			rs.mu.Lock()
+			k.glance = nil
+			rs.mu.Unlock()
+			close(g.done)
+		}()
+	}
+	rs.mu.Unlock()
+	patience := time.NewTimer(directoryPatience)
+	defer patience.Stop()
+	select {
+	case <-g.done:
+		if g.err != nil {
+			return fmt.Errorf("%w: %w", objects.ErrNoStore, g.err)
+		}
+		return nil
+	case <-patience.C:
+		return fmt.Errorf("%w: the file system of %s does not answer", objects.ErrUnavailable, dir)
+	}
 }

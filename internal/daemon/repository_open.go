@@ -43,6 +43,7 @@ type knownRepository struct {
 	points  map[string]bool   // ids of snapshots that it has backups of, as of the last look
 	looked  time.Time         // when that was
 	looking chan struct{}     // somebody does, until it is closed
+	glance  *glance           // at its directory, while it is under way
 	backing map[string]string // ids of volumes that are being backed up to it: the job
 }
 

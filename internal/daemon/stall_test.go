@@ -2,11 +2,14 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"varve/internal/contract"
 	"varve/internal/objects/s3/s3test"
@@ -139,4 +142,28 @@ func TestRepositoryThatStallsInABackup(t *testing.T) {
 	b := d.mustBackUpOne(t, "web", "away", "")
 	d.wantBookmarks(t, "web", "away", b.ID) // what could not be looked for when it stopped goes now
 	same(t, "the backup", d.backedUp(t, b.ID), d.content(t, "web"))
+}
+
+// TestFileSystemThatDoesNotAnswer: status says so, however often it is asked, and waits for nobody.
+func TestFileSystemThatDoesNotAnswer(t *testing.T) {
+	d := start(t, scratch(t))
+	dir := d.mustInit(t, "disk")
+	server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0) // who is asked, and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)
+	if err := unix.Mount("nobody", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		unix.Close(server)
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	defer unix.Close(server) // ends all that wait
+	for range 2 {
+		began := time.Now()
+		warnings := strings.Join(d.Status().Warnings, "\n")
+		if took := time.Since(began); took > 5*directoryPatience || !strings.Contains(warnings, "disk is pending") || !strings.Contains(warnings, "does not answer") {
+			t.Errorf("after %s: %s", took, warnings)
+		}
+	}
 }
