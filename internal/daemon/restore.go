@@ -181,7 +181,7 @@ func (d *Daemon) restoreInPlace(ctx context.Context, k *knownRepository, r contr
 			if lost != nil && !isLoss(r, out, lost) {
 				return lost
 			}
-			if r.Force {
+			if now, found := d.volumeByID(info.ID); found && r.Force { // it may have been renamed since
 				d.sessions.disconnect(now.Name, true, "the volume is restored from a backup")
 			}
 			return nil

@@ -440,3 +440,43 @@ func TestForeignBackup(t *testing.T) {
 	wantCode(t, err, contract.CodeRefused)
 	wantType(t, d.mustBackUpOne(t, "disk", "home", ""), contract.BackupFull, "", "no earlier backup")
 }
+
+// TestRestoreInPlaceOfARenamedVolume: clients of another one that is called so by now are not cut off.
+func TestRestoreInPlaceOfARenamedVolume(t *testing.T) {
+	d := start(t, scratch(t))
+	d.mustInit(t, "home")
+	d.mustCreate(t, "web")
+	then := d.noise(t, "web")
+	b := d.mustBackUpOne(t, "web", "home", "")
+	d.noise(t, "web")
+	before := d.pool.Info().LogBytes
+	job, err := d.RestoreBackup(t.Context(), contract.RestoreBackup{Backup: b.ID, InPlace: "web", Force: true, Limit: 512 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d.pool.Info().LogBytes == before { // until the clone is there that is written to
+		if seen, err := d.Job(job.ID); err != nil || seen.State.Final() {
+			t.Fatal(seen, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if _, err := d.ChangeVolume(t.Context(), "web", contract.ChangeVolume{Name: "old"}); err != nil {
+		t.Fatal(err)
+	}
+	d.mustCreate(t, "web")
+	c, err := client.Dial(t.Context(), d.uri("web"), client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := write(t, c, make([]byte, block.Size)); err != nil {
+		t.Fatal(err)
+	}
+	if job = d.ended(t, job.ID); job.State != contract.JobDone {
+		t.Fatalf("restore: %s: %s", job.State, job.Reason)
+	}
+	if err := write(t, c, make([]byte, block.Size)); err != nil {
+		t.Errorf("a client of the new volume: %v", err)
+	}
+	same(t, "the volume", d.content(t, "old"), then)
+}
