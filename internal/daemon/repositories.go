@@ -140,7 +140,7 @@ func (d *Daemon) ChangeRepository(ctx context.Context, name string, r contract.C
 		if err = rs.newName(newName); err == nil {
 			err = rs.change(func(entries []repositoryEntry) []repositoryEntry {
 				for i := range entries {
-					if entries[i].Name == name {
+					if entries[i].Name == k.entry.Name { // which may be another one by now
 						entries[i].Name = newName
 					}
 				}
@@ -181,7 +181,7 @@ func (d *Daemon) RemoveRepository(ctx context.Context, name string) error {
 		d.sessions.disconnectFrom(id, "the repository is forgotten")
 		rs.mu.Lock()
 		err = rs.change(func(entries []repositoryEntry) []repositoryEntry {
-			return slices.DeleteFunc(entries, func(e repositoryEntry) bool { return e.Name == name })
+			return slices.DeleteFunc(entries, func(e repositoryEntry) bool { return e.Name == k.entry.Name }) // it may have been renamed
 		})
 		if err == nil {
 			rs.list = slices.DeleteFunc(rs.list, func(other *knownRepository) bool { return other == k })

@@ -13,6 +13,7 @@ import (
 
 	"varve/internal/contract"
 	"varve/internal/nbd/client"
+	"varve/internal/vfs"
 	"varve/internal/vfs/crashfs"
 )
 
@@ -486,4 +487,33 @@ func TestKeysChangedElsewhere(t *testing.T) {
 	}
 	theirs := other.mustBackUpOne(t, "web", "shared", "")
 	same(t, "what another host has stored with its new keys", d.backedUp(t, theirs.ID), other.content(t, "web"))
+}
+
+// TestRenamedWhileItIsForgotten: it is not known under the new name either, now or after a restart.
+func TestRenamedWhileItIsForgotten(t *testing.T) {
+	d := start(t, scratch(t))
+	d.mustInit(t, "home")
+	k, err := d.repositories.named("home")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := d.repositories.use(t.Context(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forgotten := make(chan error, 1)
+	go func() { forgotten <- d.RemoveRepository(context.Background(), "home") }()
+	for going := false; !going; time.Sleep(time.Millisecond) {
+		d.repositories.mu.Lock()
+		going = k.removed
+		d.repositories.mu.Unlock()
+	}
+	_, err = d.ChangeRepository(t.Context(), "home", contract.ChangeRepository{Name: "work"})
+	u.done()
+	if err := errors.Join(err, <-forgotten); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := loadRepositories(vfs.OS(), d.dir); err != nil || len(entries) > 0 {
+		t.Errorf("known: %+v, %v", entries, err)
+	}
 }
