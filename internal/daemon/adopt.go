@@ -7,13 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/image"
 	"varve/internal/image/format"
 	"varve/internal/pool"
+	"varve/internal/vfs"
 )
 
 // AdoptVolume makes an inplace volume of a raw file or block device where it lies. Nothing of it is changed. What begins like an
@@ -87,28 +87,11 @@ func (d *Daemon) placeable(path string) error {
 	if !filepath.IsAbs(path) {
 		return contract.Errorf(contract.CodeUsage, "%q: the path is not absolute", path)
 	}
-	if within(resolved(d.dir), resolved(path)) {
+	if vfs.Within(vfs.Resolved(d.dir), vfs.Resolved(path)) {
 		return contract.Errorf(contract.CodeUsage, "%s lies in the data directory %s, where only Varve's own files are", path, d.dir).
 			WithHint("have it elsewhere, on the same file system if you like")
 	}
 	return nil
-}
-
-// resolved is a path without symbolic links, as far as it exists.
-func resolved(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real
-	}
-	dir := filepath.Dir(path)
-	if dir == path {
-		return path
-	}
-	return filepath.Join(resolved(dir), filepath.Base(path))
-}
-
-// within tells whether a path is a directory or lies in it; both are clean.
-func within(dir, path string) bool {
-	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // volumeIn names the inplace volume that lies in a file, by whatever path; empty if none does.
@@ -119,7 +102,7 @@ func (d *Daemon) volumeIn(path string) string {
 			continue
 		}
 		its, lost := os.Stat(info.Path)
-		if resolved(info.Path) == resolved(path) || err == nil && lost == nil && os.SameFile(file, its) {
+		if vfs.Resolved(info.Path) == vfs.Resolved(path) || err == nil && lost == nil && os.SameFile(file, its) {
 			return info.Name
 		}
 	}

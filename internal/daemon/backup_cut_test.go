@@ -72,6 +72,9 @@ func TestCancelledBackupLeavesNothing(t *testing.T) {
 	id := d.underWay(t, contract.CreateBackup{})
 	_, err = d.CreateBackup(t.Context(), contract.CreateBackup{Volumes: []string{"web"}, Repo: "home"})
 	wantCode(t, err, contract.CodeRefused)
+	if !strings.Contains(err.Error(), "back up web to repository \"home\": job "+id) {
+		t.Errorf("it is refused with: %v", err)
+	}
 	d.mustBackUpOne(t, "web", "other", "")
 	if _, err := d.CancelJob(id); err != nil {
 		t.Fatal(err)

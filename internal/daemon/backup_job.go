@@ -39,10 +39,9 @@ func (d *Daemon) CreateBackup(_ context.Context, r contract.CreateBackup) (contr
 	if err != nil {
 		return contract.Job{}, err
 	}
-	volumes := run.volumes()
-	return d.repositories.backUp(k, volumes, func() (contract.Job, error) {
+	return d.repositories.backUp(k, run.members, func() (contract.Job, error) {
 		return d.jobs.startRemote(contract.JobBackup, strings.Join(r.Volumes, ","), func(ctx context.Context, j *job) (*contract.Result, error) {
-			defer d.repositories.backedUp(k, volumes)
+			defer d.repositories.backedUp(k, run.members)
 			run.job = j
 			made, err := run.do(ctx)
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 	"varve/internal/contract"
 	"varve/internal/image"
 	"varve/internal/pool"
+	"varve/internal/vfs"
 )
 
 // mirrors are the jobs that copy what differs to legs: one a volume at a time.
@@ -135,7 +136,7 @@ func (d *Daemon) AttachMirror(volume string, r contract.AttachMirror) (contract.
 		return contract.Mirror{}, err
 	}
 	mirror, err := d.pool.Mirror(volume)
-	if err != nil || mirror.State != pool.MirrorSyncing || resolved(mirror.Path) != resolved(r.To) {
+	if err != nil || mirror.State != pool.MirrorSyncing || vfs.Resolved(mirror.Path) != vfs.Resolved(r.To) {
 		mirror, err = d.pool.AttachMirror(context.Background(), volume, pool.LegSpec{Path: filepath.Clean(r.To), Force: r.Force})
 	}
 	if err != nil {
@@ -247,7 +248,7 @@ func (d *Daemon) checkMirrored(r contract.CreateSnapshot) error {
 	switch {
 	case err != nil:
 		return err
-	case r.To != "" && resolved(r.To) != resolved(mirror.File):
+	case r.To != "" && vfs.Resolved(r.To) != vfs.Resolved(mirror.File):
 		return refuse(contract.CodeRefused, "volume %q is mirrored to %s already", volume, mirror.File).WithHint("leave --to out")
 	case mirror.State == contract.MirrorFailed:
 		return refuse(contract.CodeRefused, "the mirror of volume %q has failed: %s", volume, mirror.Reason).

@@ -343,12 +343,12 @@ func (rs *repositories) limited(ctx context.Context, k *knownRepository, upload,
 }
 
 // backUp notes that a job backs volumes up to a repository; two of one volume at once are refused.
-func (rs *repositories) backUp(k *knownRepository, volumes []uuid.UUID, job func() (contract.Job, error)) (contract.Job, error) {
+func (rs *repositories) backUp(k *knownRepository, members []*backupMember, job func() (contract.Job, error)) (contract.Job, error) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	for _, v := range volumes {
-		if id, busy := k.backing[v.String()]; busy {
-			return contract.Job{}, contract.Errorf(contract.CodeRefused, "back up to repository %q: job %s backs up volume %s to it already", k.entry.Name, id, v).
+	for _, m := range members {
+		if id, busy := k.backing[m.volume.String()]; busy {
+			return contract.Job{}, contract.Errorf(contract.CodeRefused, "back up %s to repository %q: job %s backs up that volume to it already", m.name, k.entry.Name, id).
 				WithHint("wait for it: varve job wait %s", id)
 		}
 	}
@@ -356,16 +356,16 @@ func (rs *repositories) backUp(k *knownRepository, volumes []uuid.UUID, job func
 	if err != nil {
 		return j, err
 	}
-	for _, v := range volumes {
-		k.backing[v.String()] = j.ID
+	for _, m := range members {
+		k.backing[m.volume.String()] = j.ID
 	}
 	return j, nil
 }
 
-func (rs *repositories) backedUp(k *knownRepository, volumes []uuid.UUID) {
+func (rs *repositories) backedUp(k *knownRepository, members []*backupMember) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	for _, v := range volumes {
-		delete(k.backing, v.String())
+	for _, m := range members {
+		delete(k.backing, m.volume.String())
 	}
 }

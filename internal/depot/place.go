@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"varve/internal/contract"
 	"varve/internal/objects/open"
+	"varve/internal/vfs"
 )
 
 // Place looks where a repository lies, or is to lie, seen from a daemon's data directory. In it a backup would go with what it is a backup of,
@@ -23,8 +23,8 @@ func Place(url, data string) (warning string, err error) {
 	if err != nil {
 		return "", nil
 	}
-	dir := resolved(l.Dir)
-	if dir == pool || strings.HasPrefix(dir, strings.TrimSuffix(pool, "/")+"/") {
+	dir := vfs.Resolved(l.Dir)
+	if vfs.Within(pool, dir) {
 		return "", contract.Errorf(contract.CodeRefused, "repository %s: it would lie in the data directory %s, and be lost with what it is there for", l.Dir, data).
 			WithHint("have it on another disk, or in a bucket")
 	}
@@ -34,18 +34,6 @@ func Place(url, data string) (warning string, err error) {
 		return fmt.Sprintf("repository %s lies on the same device as the data directory %s: if that fails, both are gone", l.Dir, data), nil
 	}
 	return "", nil
-}
-
-// resolved is a path without symbolic links, as far as it exists.
-func resolved(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real
-	}
-	dir := filepath.Dir(path)
-	if dir == path {
-		return path
-	}
-	return filepath.Join(resolved(dir), filepath.Base(path))
 }
 
 // device is that of a path, or of the first directory above it that exists.
