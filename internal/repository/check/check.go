@@ -143,6 +143,9 @@ type checker struct {
 	report Report
 }
 
+// flushTime is what writing down may take once nobody waits for the check any more.
+const flushTime = 10 * time.Second
+
 // Run checks a repository with its keys. Damage is no error: an error says that the check could not go on, and
 // the report then tells what it had found. With credentials that may not write it mends nothing and says so.
 func Run(ctx context.Context, repo *repository.Repo, o Options) (Report, error) {
@@ -156,8 +159,11 @@ func Run(ctx context.Context, repo *repository.Repo, o Options) (Report, error) 
 	if err == nil {
 		err = c.run(ctx)
 	}
-	// What was found is written down also if it could not go on.
-	if werr := c.ledger.flush(context.WithoutCancel(ctx), c); err == nil {
+	// What was found is written down also if it could not go on; the store may be why.
+	flushing, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(flushTime, end) })()
+	if werr := c.ledger.flush(flushing, c); err == nil {
 		err = werr
 	}
 	return c.finish(), wrap(err, c.st)

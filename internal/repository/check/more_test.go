@@ -1,9 +1,11 @@
 package check_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -419,5 +421,38 @@ func TestADirectory(t *testing.T) {
 	}
 	if r := w.check(st, check.Options{}); len(r.Damage) > 0 {
 		t.Fatalf("%+v", r)
+	}
+}
+
+// A check that is cancelled ends soon, though the store does not take what it had found by then.
+func TestCancelledOverAStoreThatStalls(t *testing.T) {
+	w, st := newWorld(t, false, repository.CreateOptions{})
+	v := newVolume("web", 4*chunkBytes)
+	v.fill(1, 0, 1, 2, 3)
+	if _, err := w.tryBackUp(t.Context(), st, v, nil); err != nil {
+		t.Fatal(err)
+	}
+	client := st.Client()
+	repo := w.open(client)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var asked atomic.Bool
+	client.SetHook(func(ctx context.Context, c faulty.Call) error {
+		if c.Op != faulty.Put || !strings.HasPrefix(c.Name, "ledger/") || c.After {
+			return nil
+		}
+		cancel()
+		asked.Store(true)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Minute):
+			return objects.ErrUnavailable
+		}
+	})
+	began := time.Now()
+	_, err := check.Run(ctx, repo, check.Options{Dir: w.dir})
+	if took := time.Since(began); took > 30*time.Second || !asked.Load() || err == nil {
+		t.Errorf("after %s, the ledger was to be written: %v: %v", took, asked.Load(), err)
 	}
 }
