@@ -84,13 +84,16 @@ func (s *Session) commit(ctx context.Context, rec *Record, source Source) error 
 	}
 	rec.Stats.StoredBytes += length(object)
 	rec.Stats.Objects++
-	if err := s.repo.put(ctx, name, object, s.o.LockUntil); err != nil {
-		return fmt.Errorf("commit backup %s: %w", s.o.ID, err)
+	err = s.repo.put(ctx, name, object, s.o.LockUntil)
+	if err != nil {
+		err = s.became(ctx, fmt.Errorf("commit backup %s: %w", s.o.ID, err))
+	} else if err = s.unfenced(ctx); err != nil && !errors.Is(err, ErrFenced) {
+		err = s.became(ctx, err)
 	}
-	if err := s.unfenced(ctx); err != nil {
-		if errors.Is(err, ErrFenced) {
-			err = errors.Join(err, s.repo.bury(ctx, rec))
-		}
+	if errors.Is(err, ErrFenced) {
+		err = errors.Join(err, s.repo.bury(ctx, rec))
+	}
+	if err != nil {
 		return err
 	}
 	s.repo.recordKnown(rec)
@@ -99,6 +102,24 @@ func (s *Session) commit(ctx context.Context, rec *Record, source Source) error 
 		_ = s.repo.store.Delete(ctx, candidateName(s.o.ID, part))
 	}
 	return nil
+}
+
+// became tells what became of a record of which something failed when it was put, or right after: if only an answer was lost, or nobody
+// waited for it any more, it is a backup as others are. Else it returns what failed, or ErrFenced.
+func (s *Session) became(ctx context.Context, failed error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
+	defer cancel()
+	there, err := s.repo.There(ctx, recordPrefix+s.o.ID)
+	if err == nil && !there {
+		return failed
+	}
+	if err == nil {
+		err = s.unfenced(ctx)
+	}
+	if err != nil && !errors.Is(err, ErrFenced) {
+		return fmt.Errorf("%w; the store does not tell whether it was done all the same", failed)
+	}
+	return err
 }
 
 // unfenced is ErrFenced if a pruner has given the session up.

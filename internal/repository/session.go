@@ -442,7 +442,7 @@ func (s *Session) Abort() {
 	s.leave()
 }
 
-// leaveTime is what telling the next session what there is may take: the store may be why this one ends.
+// leaveTime is what telling the next session what there is, or finding out whether there is a record, may take: the store may be why this one ends.
 const leaveTime = 10 * time.Second
 
 // leave tells the next session of packs that no candidate and no run of the index names yet.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,6 +89,67 @@ func TestSessionThatWasGivenUpLeavesNothingVisible(t *testing.T) {
 		}
 		if all, _, err := other.Backups(t.Context()); err != nil || len(all) > 0 {
 			t.Errorf("late %v: %+v, %v", late, all, err)
+		}
+	}
+}
+
+// What matters is whether the record is there, not whether somebody was told so.
+func TestCommitWhoseAnswerIsLost(t *testing.T) {
+	record := faulty.Fault{Op: faulty.Put, Pattern: recordPrefix + "*", Times: 1, Err: objects.ErrUnavailable}
+	done := record
+	done.After = true
+	for name, c := range map[string]struct {
+		faults []faulty.Fault
+		there  bool
+		told   string // in the error; empty: there is none
+	}{
+		"it is done":                  {[]faulty.Fault{done}, true, ""},
+		"it is not done":              {[]faulty.Fault{record}, false, "unavailable"},
+		"who looks for fences fails":  {[]faulty.Fault{{Op: faulty.Stat, Pattern: fencePrefix + "*", Skip: 1, Times: 1, Err: objects.ErrUnavailable}}, true, ""},
+		"it is done, and nobody says": {[]faulty.Fault{done, {Op: faulty.Stat, Pattern: recordPrefix + "*", Err: objects.ErrUnavailable}}, true, "does not tell whether"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := faulty.New()
+			client := st.Client()
+			repo := createHere(t, client)
+			for _, f := range c.faults {
+				client.Inject(f)
+			}
+			err := commitOf(t, repo, &Record{Backups: []Backup{hole(NewID())}})
+			if (err == nil) != (c.told == "") || err != nil && !strings.Contains(err.Error(), c.told) {
+				t.Errorf("committed: %v", err)
+			}
+			if there := names(st, recordPrefix) > 0; there != c.there {
+				t.Errorf("the record is there: %v", there)
+			}
+			if n := names(st, candidatePrefix); err == nil && n > 0 {
+				t.Errorf("%d candidates are left", n)
+			}
+		})
+	}
+}
+
+// Who gives up while the record is being put has a backup all the same, or none: he is told which.
+func TestCommitThatIsGivenUpAtItsRecord(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		st := faulty.New()
+		client := st.Client()
+		repo := createHere(t, client)
+		ctx, cancel := context.WithCancel(t.Context())
+		client.SetHook(func(_ context.Context, c faulty.Call) error {
+			if c.Op == faulty.Put && strings.HasPrefix(c.Name, recordPrefix) && c.After == after {
+				cancel()
+				return context.Canceled
+			}
+			return nil
+		})
+		s, err := repo.Begin(t.Context(), SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Commit(ctx, &Record{Backups: []Backup{hole(s.ID())}}, nil)
+		if there := names(st, recordPrefix) > 0; there != after || (err == nil) != after {
+			t.Errorf("after %v: the record is there: %v; %v", after, there, err)
 		}
 	}
 }
