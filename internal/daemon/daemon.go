@@ -82,6 +82,7 @@ type Daemon struct {
 	copies       copies
 	mirrors      mirrors
 	fills        fills
+	holds        holds
 	journal      *journal
 	sessions     *sessions
 	timings      timings
@@ -117,7 +118,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	d := &Daemon{
 		dir: dir, poolDir: poolDir(dir), version: c.Version, log: c.Log, now: c.Clock, startedAt: c.Clock(),
 		jobs: newJobs(c.Clock), copyBacks: copyBacks{jobs: map[uuid.UUID]string{}}, copies: copies{jobs: map[uuid.UUID]string{}}, mirrors: newMirrors(), journal: newJournal(c.Log), timings: timings{of: map[string]timing{}},
-		expiryKick: make(chan struct{}, 1), fills: newFills(), keptAbove: c.keptAbove,
+		expiryKick: make(chan struct{}, 1), fills: newFills(), holds: holds{known: map[baseRef]held{}}, keptAbove: c.keptAbove,
 	}
 	d.running, d.endRunning = context.WithCancel(context.Background())
 	if err := d.openPool(ctx, c); err != nil {
@@ -130,6 +131,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	d.resumeCopyBacks()
 	d.resumeCopies()
 	d.background.Go(func() { d.keepMirrors(d.running) })
+	d.knowHolds()
 	d.background.Go(func() { d.keepFilling(d.running) })
 	d.log.Info("ready", "data", dir, "nbd", d.addresses(), "volumes", d.pool.Info().Volumes)
 	return d, nil

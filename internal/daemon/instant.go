@@ -20,11 +20,13 @@ import (
 	"varve/internal/repository/envelope"
 )
 
-// baseRef is what a volume is filled from: a backup in a repository, which reads at no more than a rate, in bytes a second; 0: no limit.
+// baseRef is what a volume is filled from: a backup in a repository, which reads at no more than a rate, in bytes a second; 0: no limit. hold is the
+// volume's hold of the backup.
 type baseRef struct {
 	repository uuid.UUID
 	backup     string
 	limit      int64
+	hold       string
 }
 
 // basePrefix begins a reference; it has the version of what follows.
@@ -32,13 +34,13 @@ const basePrefix = "varve-backup-1"
 
 // bytes are what the pool keeps.
 func (r baseRef) bytes() []byte {
-	return fmt.Appendf(nil, "%s:%s:%s:%d", basePrefix, r.repository, r.backup, r.limit)
+	return fmt.Appendf(nil, "%s:%s:%s:%d:%s", basePrefix, r.repository, r.backup, r.limit, r.hold)
 }
 
 func parseBase(b []byte) (r baseRef, err error) {
 	parts := strings.Split(string(b), ":")
-	if len(parts) == 4 && parts[0] == basePrefix && repository.ValidID(parts[2]) {
-		r.backup = parts[2]
+	if len(parts) == 5 && parts[0] == basePrefix && repository.ValidID(parts[2]) && repository.ValidHold(parts[4]) {
+		r.backup, r.hold = parts[2], parts[4]
 		var failed error
 		r.repository, err = uuid.Parse(parts[1])
 		r.limit, failed = strconv.ParseInt(parts[3], 10, 64)
@@ -49,7 +51,7 @@ func parseBase(b []byte) (r baseRef, err error) {
 	return r, fmt.Errorf("what it is filled from, %.80q, is not known to this version of varve", b)
 }
 
-// openBase opens a backup for the pool, for as long as a volume needs it: so long it is pinned.
+// openBase opens a backup for the pool, also one that somebody has deleted since the volume was made.
 func (d *Daemon) openBase(ctx context.Context, ref []byte) (block.Device, error) {
 	r, err := parseBase(ref)
 	if err != nil {
@@ -63,7 +65,7 @@ func (d *Daemon) openBase(ctx context.Context, ref []byte) (block.Device, error)
 	if err != nil {
 		return nil, err
 	}
-	device, err := u.Repo().OpenDevice(ctx, r.backup)
+	device, err := u.Repo().OpenHeld(ctx, r.backup, r.hold)
 	if err != nil {
 		u.done()
 		return nil, err
@@ -108,7 +110,7 @@ func (d *Daemon) restoreInstantly(u *use, r contract.RestoreBackup, b repository
 		return contract.Job{}, contract.Errorf(contract.CodeUsage, "restore backup %s instantly: it has %d bytes, which no volume has", b.ID, b.SizeBytes).
 			WithHint("leave --instant out")
 	}
-	ref := baseRef{u.id, b.ID, r.Limit}
+	ref := baseRef{u.id, b.ID, r.Limit, repository.NewHold()}
 	return d.restoring(u.known, r, r.ToVolume, func() {}, func(ctx context.Context, _ *job, u *use) (out contract.BackupRestore, err error) {
 		began, before := time.Now(), u.Repo().Counts()
 		device, err := u.Repo().OpenDevice(ctx, b.ID) // it is there, and nobody prunes it before the pool has it open
@@ -119,8 +121,15 @@ func (d *Daemon) restoreInstantly(u *use, r contract.RestoreBackup, b repository
 		if out.Backup, err = u.Backup(ctx, b.ID); err != nil {
 			return out, err
 		}
+		its := held{renewed: d.now().Round(0)}
+		if err := u.Repo().Hold(ctx, ref.hold, b.ID); err != nil { // who may not write, for one
+			its = held{failed: its.renewed}
+			d.note("fill", r.ToVolume, "whoever deletes the backup while this daemon is away takes what is not filled: %v", err)
+		}
 		info, err := d.pool.CreateVolume(ctx, pool.VolumeSpec{Name: r.ToVolume, Base: &pool.Base{Ref: ref.bytes(), SizeBytes: b.SizeBytes}})
+		d.holds.set(ref, its)
 		if err != nil {
+			d.keepHolds(context.WithoutCancel(ctx)) // which gives it back
 			return out, err
 		}
 		fill, err := d.fillFrom(info)
@@ -189,6 +198,7 @@ func (d *Daemon) keepFilling(ctx context.Context) {
 				_, _ = d.fillFrom(info) // the next look begins it, if too many jobs wait now
 			}
 		}
+		d.keepHolds(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -234,6 +244,9 @@ func (d *Daemon) fillFrom(info pool.VolumeInfo) (contract.Job, error) {
 	}
 	job, err := d.jobs.startBehind(contract.JobFill, info.Name, true, func(ctx context.Context, j *job) (*contract.Result, error) {
 		err := d.fillAll(ctx, j, info.ID)
+		if err == nil {
+			d.keepHolds(ctx)
+		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.jobs, id)

@@ -167,16 +167,25 @@ func (d *Daemon) RemoveRepository(ctx context.Context, name string) error {
 		return err
 	}
 	id := rs.now(k).ID
-	for _, f := range d.filling() {
-		if f.base.repository == id {
-			return contract.Errorf(contract.CodeRefused, "forget repository %q: volume %q is being filled from it", name, f.volume).
-				WithHint("wait for that: varve job list; or delete the volume")
+	fills := func() error {
+		for _, f := range d.filling() {
+			if f.base.repository == id {
+				return contract.Errorf(contract.CodeRefused, "forget repository %q: volume %q is being filled from it", name, f.volume).
+					WithHint("wait for that: varve job list; or delete the volume")
+			}
 		}
+		return nil
 	}
+	if err := fills(); err != nil {
+		return err
+	}
+	d.keepHolds(ctx) // what they held of it is given back
 	rs.mu.Lock()
 	k.removed = true // nobody begins to use it
 	rs.mu.Unlock()
-	err = rs.unused(ctx, k, name)
+	if err = rs.unused(ctx, k, name); err == nil {
+		err = fills() // a restore may just have ended that made such a volume
+	}
 	if err == nil {
 		d.sessions.disconnectFrom(id, "the repository is forgotten")
 		rs.mu.Lock()

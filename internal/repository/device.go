@@ -31,11 +31,16 @@ const deviceCacheBytes = 32 << 20
 
 // OpenDevice opens a backup, which it pins until Close.
 func (r *Repo) OpenDevice(ctx context.Context, id string) (*Device, error) {
-	b, err := r.Backup(ctx, id)
+	return r.OpenHeld(ctx, id, "")
+}
+
+// OpenHeld is OpenDevice for whoever has made a hold of the backup: it may have been deleted since.
+func (r *Repo) OpenHeld(ctx context.Context, id, hold string) (*Device, error) {
+	b, err := r.Held(ctx, id, hold)
 	if err != nil {
 		return nil, err
 	}
-	pin, err := r.Pin(ctx, b.ID)
+	pin, err := r.pin(ctx, b.ID, hold)
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,7 @@ type Pin struct {
 	repo   *Repo
 	id     string // of the pin
 	backup string
+	hold   string // that may keep the backup although it was deleted; empty: none
 	end    context.CancelFunc
 	done   sync.WaitGroup
 
@@ -44,8 +45,10 @@ type wirePin struct {
 func encodePin(w wirePin) ([]byte, error) { return cbor.Marshal(w) }
 
 // Pin pins a backup. Who cannot write has no pin: the grace is what protects him, from when the backup is deleted.
-func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) {
-	p := &Pin{repo: r, id: newObjectID(), backup: backup}
+func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) { return r.pin(ctx, backup, "") }
+
+func (r *Repo) pin(ctx context.Context, backup, hold string) (*Pin, error) {
+	p := &Pin{repo: r, id: newObjectID(), backup: backup, hold: hold}
 	renew := p.renew
 	err := r.noWrite
 	if err == nil {
@@ -55,7 +58,7 @@ func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) {
 		renew = p.look
 		err = p.look(ctx)
 	} else if err == nil {
-		_, err = r.Backup(ctx, backup) // it may have been deleted between being found and being pinned
+		_, err = r.Held(ctx, backup, hold) // it may have been deleted between being found and being pinned
 	}
 	p.end = func() {}
 	if err != nil {
@@ -95,7 +98,7 @@ func (p *Pin) renew(ctx context.Context) error {
 		return err
 	}
 	if p.Err() != nil {
-		if _, err := p.repo.Backup(ctx, p.backup); err != nil {
+		if _, err := p.repo.Held(ctx, p.backup, p.hold); err != nil {
 			return err
 		}
 	}
@@ -166,25 +169,34 @@ func (r *Repo) Pinned(ctx context.Context, now time.Time) (held map[string]bool,
 			if known[p.Name] {
 				continue
 			}
-			_, plain, err := r.keys.LoadObject(ctx, r.store, p.Name, envelope.Pin)
+			backup, holds, err := r.readPin(ctx, p, now)
 			if errors.Is(err, objects.ErrNotFound) {
 				vanished = true // released, or renewed under another name: look again
 				continue
 			}
 			if err != nil {
-				return nil, nil, fmt.Errorf("read %s: %w", p.Name, err)
+				return nil, nil, err
 			}
 			known[p.Name] = true
-			var w wirePin
-			if err := decode(plain, &w); err != nil {
-				return nil, nil, fmt.Errorf("read %s: %w", p.Name, err)
-			}
-			if now.Sub(p.Modified) > time.Duration(w.For) {
+			if !holds {
 				expired = append(expired, p)
 				continue
 			}
-			held[hex.EncodeToString(w.Backup)] = true
+			held[backup] = true
 		}
 	}
 	return held, expired, nil
+}
+
+// readPin tells what backup a pin is of, and whether it holds still.
+func (r *Repo) readPin(ctx context.Context, p Stored, now time.Time) (backup string, holds bool, err error) {
+	_, plain, err := r.keys.LoadObject(ctx, r.store, p.Name, envelope.Pin)
+	var w wirePin
+	if err == nil {
+		err = decode(plain, &w)
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("read %s: %w", p.Name, err)
+	}
+	return hex.EncodeToString(w.Backup), now.Sub(p.Modified) <= time.Duration(w.For), nil
 }

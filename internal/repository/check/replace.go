@@ -11,7 +11,7 @@ import (
 	"varve/internal/repository/envelope"
 )
 
-// pinsFor is how long no pin holds, by far.
+// pinsFor is how long no reader's pin holds, by far. A hold does, and has two parts: one is enough.
 const pinsFor = 24 * time.Hour
 
 // replace does what can be done for an object of which nothing can be had: if its name says all that was in it, it is put again; if
