@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"varve/internal/block"
 	"varve/internal/block/zeros"
@@ -136,8 +137,9 @@ func (r *restorer) compare(ctx context.Context, index uint64, region maptree.Reg
 	start := int64(index) * r.regionBytes
 	p := make([]byte, r.regionBytes)
 	have := min(r.regionBytes, r.b.SizeBytes-start)
-	if err := r.target.ReadAt(ctx, p[:have], start); err != nil {
-		return maptree.Bitmap{}, fmt.Errorf("read the target at %d: %w", start, err)
+	bad, err := r.present(ctx, p[:have], start)
+	if err != nil {
+		return maptree.Bitmap{}, err
 	}
 	d := &delta{}
 	known := make([][]uint64, len(region.Chunks))
@@ -145,9 +147,13 @@ func (r *restorer) compare(ctx context.Context, index uint64, region maptree.Reg
 		b := p[i*block.Size : (i+1)*block.Size]
 		c, pos, mapped := region.Source(i)
 		if !mapped {
-			if !zeros.All(b) {
+			if bad.Has(i) || !zeros.All(b) {
 				d.zero.Set(i)
 			}
+			continue
+		}
+		if bad.Has(i) {
+			d.write.Set(i)
 			continue
 		}
 		if known[c] == nil {
@@ -171,6 +177,30 @@ func (r *restorer) compare(ctx context.Context, index uint64, region maptree.Reg
 	r.mu.Unlock()
 	return d.write, nil
 }
+
+// present reads what a region of the target holds. Blocks of it that are damaged are bad: they will be overwritten, which mends them.
+func (r *restorer) present(ctx context.Context, p []byte, start int64) (bad maptree.Bitmap, err error) {
+	err = r.target.ReadAt(ctx, p, start)
+	if isBad(err) {
+		for off := 0; off < len(p); off += block.Size {
+			b := p[off:min(off+block.Size, len(p))]
+			if err = r.target.ReadAt(ctx, b, start+int64(off)); isBad(err) {
+				bad.Set(off / block.Size)
+				err = nil
+			}
+			if err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return bad, fmt.Errorf("read the target at %d: %w", start, err)
+	}
+	return bad, nil
+}
+
+// isBad tells of a read that fails because of what is stored just there: it is no use to try again, and of use to write.
+func isBad(err error) bool { return errors.Is(err, block.ErrDamaged) || errors.Is(err, syscall.EIO) }
 
 // region writes what was scanned.
 func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
@@ -317,10 +347,11 @@ func (r *restorer) clear(ctx context.Context, from, to int64) error {
 			}
 			for off := e.Offset; off < from; off += int64(len(p)) {
 				b := p[:min(int64(len(p)), from-off)]
-				if err := r.target.ReadAt(ctx, b, off); err != nil {
+				err := r.target.ReadAt(ctx, b, off)
+				if err != nil && !isBad(err) {
 					return fmt.Errorf("read the target at %d: %w", off, err)
 				}
-				if zeros.All(b) {
+				if err == nil && zeros.All(b) {
 					continue
 				}
 				r.zeroed.Add(int64(len(b)))
