@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"varve/internal/backup"
+	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/pool"
 	"varve/internal/repository"
@@ -263,7 +264,7 @@ func (b *backupRun) create(ctx context.Context, sources []*backup.Source) (*repo
 	return rec, err
 }
 
-// bookmark makes a bookmark of each snapshot, for its backup.
+// bookmark makes a bookmark of each snapshot, for its backup. A pool that has no room for that is one more reason to have the backup.
 func (b *backupRun) bookmark(rec *repository.Record) error {
 	for i, m := range b.members {
 		info, err := b.d.snapshotByID(m.snapshot.String())
@@ -271,7 +272,12 @@ func (b *backupRun) bookmark(rec *repository.Record) error {
 			return err
 		}
 		ref := pool.BookmarkRef{Volume: info.Volume, Name: bookmarkName(rec.Backups[i].ID, b.use.id)}
-		if _, err := b.d.pool.CreateBookmark(context.Background(), pool.SnapshotRef{Volume: info.Volume, Name: info.Name}, ref.Name); err != nil {
+		_, err = b.d.pool.CreateBookmark(context.Background(), pool.SnapshotRef{Volume: info.Volume, Name: info.Name}, ref.Name)
+		if errors.Is(err, block.ErrNoSpace) {
+			b.d.note("backup", info.Volume, "the next backup cannot be an incremental of this one: %v", err)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		b.bookmarks[rec.Backups[i].ID] = ref
