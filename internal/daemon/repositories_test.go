@@ -125,6 +125,40 @@ func TestAnotherRepositoryIsRefused(t *testing.T) {
 	d.mustBackUpOne(t, "web", "home", "")
 }
 
+// TestAnotherRepositoryInTheSameDirectory is noticed by who has the one open that was there.
+func TestAnotherRepositoryInTheSameDirectory(t *testing.T) {
+	d, other := start(t, scratch(t)), start(t, scratch(t))
+	where, elsewhere := d.mustInit(t, "home"), other.mustInit(t, "home")
+	d.mustCreate(t, "web")
+	d.noise(t, "web")
+	d.mustBackUpOne(t, "web", "home", "")
+	for _, move := range [][2]string{{where, where + ".was"}, {elsewhere, where}} {
+		if err := os.MkdirAll(move[1], 0o700); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(move[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if err := os.Rename(filepath.Join(move[0], e.Name()), filepath.Join(move[1], e.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	job, err := d.CreateBackup(t.Context(), contract.CreateBackup{Volumes: []string{"web"}, Repo: "home"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if job = d.ended(t, job.ID); job.State != contract.JobFailed || job.Error.Code != contract.CodeRefused {
+		t.Fatalf("backup to another repository: %+v", job)
+	}
+	d.wantNoSnapshots(t)
+	if packs := objectsOf(t, where, "packs/*/*"); len(packs) > 0 {
+		t.Errorf("it was written to: %v", packs)
+	}
+}
+
 // TestRepositoryGoesAndComes: one that is not there is pending and stands in nobody's way; when it is back the next backup finds what it needs.
 func TestRepositoryGoesAndComes(t *testing.T) {
 	dir := scratch(t)

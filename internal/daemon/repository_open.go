@@ -218,7 +218,8 @@ func (rs *repositories) openKnown(ctx context.Context, k *knownRepository, entry
 	return o, nil
 }
 
-// see tells what there is at the repository's place that makes it what it is: the names of its keys, and whether it is there at all.
+// see tells what there is at the repository's place that makes it what it is: its keys, or its configuration, and when they were put there, as those
+// of another one have the same names; and whether it is there at all.
 func (o *openRepository) see(ctx context.Context) (string, error) {
 	prefix := "config."
 	if o.Repo().Ring() != nil {
@@ -226,7 +227,7 @@ func (o *openRepository) see(ctx context.Context) (string, error) {
 	}
 	var names []string
 	err := o.Repo().Store().List(ctx, prefix, func(i objects.Info) error {
-		names = append(names, i.Name)
+		names = append(names, fmt.Sprintf("%s of %s", i.Name, i.Modified.UTC().Format(time.RFC3339Nano)))
 		return nil
 	})
 	return strings.Join(names, " "), err
