@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,6 +163,33 @@ func TestLargeFullGoesOn(t *testing.T) {
 	d = begin()
 	d.wantNoSnapshots(t)
 	stop(d)
+}
+
+// TestLargeFullOfAClockThatWasWrong: what a clock made that was a year ahead does not stay for a year.
+func TestLargeFullOfAClockThatWasWrong(t *testing.T) {
+	var ahead atomic.Int64
+	ahead.Store(int64(365 * 24 * time.Hour))
+	d, err := Start(t.Context(), Config{DataDir: scratch(t), keptAbove: 1, Clock: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Stop(context.Background())
+	where := d.mustInit(t, "home")
+	d.mustCreate(t, "web")
+	d.noise(t, "web")
+	id := d.underWay(t, contract.CreateBackup{})
+	if err := os.Rename(where, where+".pulled"); err != nil {
+		t.Fatal(err)
+	}
+	if job := d.ended(t, id); job.State != contract.JobFailed {
+		t.Fatalf("a backup to a disk that was pulled: %+v", job)
+	}
+	if n := d.pool.Info().Snapshots; n != 1 {
+		t.Fatalf("%d snapshots are there", n)
+	}
+	ahead.Store(0)
+	d.dropKept(d.now())
+	d.wantNoSnapshots(t)
 }
 
 // TestStatusCountsSnapshotsWithoutABackup: one that is in a repository is no archive in the pool alone.

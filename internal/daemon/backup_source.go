@@ -114,7 +114,7 @@ func (b *backupRun) takeOver() bool {
 		return false
 	}
 	for _, g := range groups {
-		if g[0].Labels[forRepository] != b.use.id.String() || len(g) != len(b.members) || b.d.now().Sub(g[0].CreatedAt) >= keptFor {
+		if g[0].Labels[forRepository] != b.use.id.String() || len(g) != len(b.members) || !stays(g[0], b.d.now()) {
 			continue
 		}
 		of := map[uuid.UUID]uuid.UUID{}
@@ -132,6 +132,10 @@ func (b *backupRun) takeOver() bool {
 	}
 	return false
 }
+
+// stays tells whether the snapshot of a full that was cut short is of use still. One from tomorrow is of a clock that was wrong: it would stay for as
+// long as that.
+func stays(s pool.SnapshotInfo, now time.Time) bool { return now.Sub(s.CreatedAt).Abs() < keptFor }
 
 // keptSnapshots are the snapshots that fulls to repositories are made of, or were, in groups of one instant, newest first.
 func (d *Daemon) keptSnapshots() ([][]pool.SnapshotInfo, error) {
@@ -196,7 +200,7 @@ func (d *Daemon) dropKept(now time.Time) {
 	}
 	for _, g := range groups {
 		busy := func(s pool.SnapshotInfo) bool { return d.repositories.isBackedUp(s.VolumeID) }
-		if now.Sub(g[0].CreatedAt) < keptFor || slices.ContainsFunc(g, busy) {
+		if stays(g[0], now) || slices.ContainsFunc(g, busy) {
 			continue
 		}
 		ids := make([]uuid.UUID, len(g))

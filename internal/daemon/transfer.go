@@ -213,7 +213,7 @@ func (d *Daemon) dropLeftovers() error {
 		return err
 	}
 	for _, info := range infos {
-		if info.Labels[forRepository] != "" && d.now().Sub(info.CreatedAt) < keptFor {
+		if info.Labels[forRepository] != "" && stays(info, d.now()) {
 			continue // of a full that was cut short: the next one takes it
 		}
 		if info.Labels[temporaryLabel] != "" {
