@@ -16,7 +16,6 @@ import (
 	"varve/internal/contract"
 	"varve/internal/depot"
 	"varve/internal/objects"
-	"varve/internal/objects/open"
 )
 
 const (
@@ -390,8 +389,8 @@ func (d *Daemon) pendingRepositories() (out []string) {
 		rs.mu.Lock()
 		name, access, failed := k.entry.Name, k.entry.Access, k.failed
 		rs.mu.Unlock()
-		if place, err := open.Parse(access.URL); failed == nil && err == nil && place.Dir != "" {
-			failed = rs.directory(k, place.Dir)
+		if dir := depot.Directory(access.URL); failed == nil && dir != "" {
+			failed = rs.directory(k, dir)
 		}
 		switch {
 		case failed == nil:

@@ -36,6 +36,15 @@ func Place(url, data string) (warning string, err error) {
 	return "", nil
 }
 
+// Directory is the one that a repository of that URL lies in; empty if it is in a bucket.
+func Directory(url string) string {
+	l, err := open.Parse(url)
+	if err != nil {
+		return ""
+	}
+	return l.Dir
+}
+
 // device is that of a path, or of the first directory above it that exists.
 func device(path string) (uint64, error) {
 	for {
