@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +37,13 @@ type play struct {
 	frozen  map[*actor]int // steps during which it does nothing
 	told    map[*actor]bool
 	outcome map[string]int
+	holds   map[string]hold // by name
+}
+
+// hold is what the owner of one remembers.
+type hold struct {
+	backup string
+	since  time.Time // when he renewed it last, or began to
 }
 
 func (p *play) note(format string, a ...any) { p.trace = append(p.trace, fmt.Sprintf(format, a...)) }
@@ -76,7 +85,7 @@ func newPlay(t *testing.T, seed uint64) *play {
 		o.Scope = config.ScopeSet
 	}
 	p := &play{
-		world: newWorld(t, o), r: r, stage: newStage(), deleted: map[string]bool{}, frozen: map[*actor]int{}, told: map[*actor]bool{}, outcome: map[string]int{},
+		world: newWorld(t, o), r: r, stage: newStage(), deleted: map[string]bool{}, frozen: map[*actor]int{}, told: map[*actor]bool{}, outcome: map[string]int{}, holds: map[string]hold{},
 	}
 	for range 2 {
 		v := newVolume(6)
@@ -220,7 +229,9 @@ var (
 func (p *play) begin() {
 	p.begun++
 	seed := p.r.Uint64()
-	switch p.r.IntN(6) {
+	switch p.r.IntN(7) {
+	case 6:
+		p.stage.enter(fmt.Sprintf("owner %d", p.begun), p.st, func(ctx context.Context, st *faulty.Store) error { return p.hold(ctx, st, seed) })
 	case 0, 1:
 		v := p.volumes[p.r.IntN(len(p.volumes))]
 		for range p.r.IntN(4) {
@@ -301,7 +312,70 @@ func (p *play) read(ctx context.Context, st *faulty.Store, seed uint64) error {
 	if err != nil {
 		return err
 	}
+	return p.readAll(ctx, st, d, r, before)
+}
+
+// hold makes a hold, or goes on with one that somebody has made; a process of its owner comes and goes, and the backup is there for all of them.
+func (p *play) hold(ctx context.Context, st *faulty.Store, seed uint64) error {
+	r := rand.New(rand.NewPCG(seed, 3))
+	repo, err := repository.Open(ctx, st, repository.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	names := slices.Sorted(maps.Keys(p.holds))
+	var name string
+	var its hold
+	if len(names) > 0 && r.IntN(3) > 0 {
+		name = names[r.IntN(len(names))]
+		its = p.holds[name]
+		delete(p.holds, name) // one process at a time has it
+	}
+	p.mu.Unlock()
+	before := st.Now()
+	if name == "" {
+		b, err := p.choose(ctx, repo, r, nil)
+		if err != nil || b == nil {
+			return err
+		}
+		name, its = repository.NewHold(), hold{b.ID, before}
+		if err := repo.Hold(ctx, name, b.ID); err != nil {
+			if errors.Is(err, repository.ErrNotFound) {
+				return errDeleted
+			}
+			return err
+		}
+	}
+	lapsed := func(err error) error {
+		if st.Now().Sub(its.since) > repository.HoldFor {
+			return fmt.Errorf("%w: %w", errLapsed, err)
+		}
+		return err
+	}
+	d, err := repo.OpenHeld(ctx, its.backup, name)
+	if err != nil {
+		return lapsed(err)
+	}
+	if err := p.readAll(ctx, st, d, r, before); err != nil {
+		return lapsed(err)
+	}
+	before = st.Now()
+	if err := repo.Hold(ctx, name, its.backup); err != nil {
+		return lapsed(err)
+	}
+	if r.IntN(3) == 0 {
+		return repo.Unhold(ctx, name)
+	}
+	p.mu.Lock()
+	p.holds[name] = hold{its.backup, before}
+	p.mu.Unlock()
+	return nil
+}
+
+// readAll reads a backup here and there, for as long as its pin holds, and closes it.
+func (p *play) readAll(ctx context.Context, st *faulty.Store, d *repository.Device, r *rand.Rand, before time.Time) error {
 	defer d.Close()
+	b := d.Backup()
 	want, _ := p.wanted(b.ID)
 	for range 20 {
 		got := make([]byte, 4096)
@@ -329,7 +403,7 @@ func (p *play) end() {
 	p.hear()
 	p.look()
 	for range 4 {
-		p.st.Advance(100 * time.Hour)
+		p.st.Advance(repository.HoldFor)
 		p.prune()
 		p.look()
 	}
