@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,8 +25,9 @@ const (
 
 // hit is a backup in a repository, which is in use.
 type hit struct {
-	u *use
-	b repository.Listed
+	u    *use
+	b    repository.Listed
+	lost error // why its record cannot be read: then it is nothing but an id
 }
 
 // find looks for a backup, by its id or the beginning of it, in a repository, or in all if none is named.
@@ -41,13 +43,18 @@ func (d *Daemon) find(ctx context.Context, repo, id string, want which, take tak
 			h.u.done()
 		}
 	}
+	if err == nil && hits[0].lost != nil && want != theOnly { // who deletes it need not read it
+		err = hits[0].lost
+		hits[0].u.done()
+	}
 	if err != nil {
 		return nil, repository.Listed{}, err
 	}
 	return hits[0].u, hits[0].b, nil
 }
 
-// search asks repositories for a backup. Those that have one whose id is just that come first; failed are the others' errors.
+// search asks repositories for a backup. Those that have one whose id is just that come first, and of them those that can read its record; failed are
+// the others' errors.
 func (d *Daemon) search(ctx context.Context, known []*knownRepository, id string, want which, take taking) (hits []hit, failed []error) {
 	asking, enough := context.WithCancel(ctx)
 	defer enough()
@@ -65,24 +72,38 @@ func (d *Daemon) search(ctx context.Context, known []*knownRepository, id string
 			return
 		}
 		b, err := u.Repo().Backup(asking, id)
-		if err != nil {
+		var lost *repository.Unreadable
+		switch {
+		case errors.As(err, &lost):
+			b.ID = lost.Record
+		case err != nil:
 			u.done()
 			failed[i] = err
 			return
 		}
-		found[i] = &hit{u, b}
-		if b.ID == id && want == anyOf {
+		found[i] = &hit{u, b, err}
+		if err == nil && b.ID == id && want == anyOf {
 			enough() // the others need not be waited for
 		}
 	})
-	for _, whole := range []bool{true, false} {
-		for _, h := range found {
-			if h != nil && (h.b.ID == id) == whole {
-				hits = append(hits, *h)
-			}
+	for _, h := range found {
+		if h != nil {
+			hits = append(hits, *h)
 		}
 	}
+	slices.SortStableFunc(hits, func(a, b hit) int { return cmp.Compare(a.rank(id), b.rank(id)) })
 	return hits, failed
+}
+
+// rank orders hits: the lower, the more it is what is meant by an id.
+func (h hit) rank(id string) (n int) {
+	if h.b.ID != id {
+		n += 2
+	}
+	if h.lost != nil {
+		n++
+	}
+	return n
 }
 
 // choose tells why the first of the hits is not what was meant; nil if it is.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/nbd/client"
-	"varve/internal/pool"
 )
 
 // mustInit makes a repository beside the data directory, and returns where.
@@ -388,68 +386,6 @@ func TestBackupOfSnapshots(t *testing.T) {
 		wantCode(t, err, contract.CodeUsage)
 		_, err = d.CreateBackup(t.Context(), contract.CreateBackup{Volumes: []string{"web@none"}, Repo: "home"})
 		wantCode(t, err, contract.CodeNotFound)
-	})
-}
-
-// TestBackupOfAFullPool: what is there can be backed up, though there is no room for a bookmark.
-func TestBackupOfAFullPool(t *testing.T) {
-	d := start(t, scratch(t))
-	d.mustInit(t, "home")
-	d.mustCreate(t, "web")
-	d.noise(t, "web")
-	d.mustSnapshot(t, contract.CreateSnapshot{Volumes: []string{"web"}, Name: "s"})
-	const quota = 256 << 20
-	if err := d.pool.SetQuota(t.Context(), quota, 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.CreateVolume(t.Context(), contract.CreateVolume{Name: "large", Size: 2 * quota}); err != nil {
-		t.Fatal(err)
-	}
-	c, data := dial(t, d, "large"), bytes.Repeat([]byte{1}, 1<<20)
-	for off := int64(0); len(data) > block.Size/2; {
-		op := &block.Op{Kind: block.OpWrite, Offset: off, Length: int64(len(data)), Data: data}
-		if c.Submit(t.Context(), []*block.Op{op}); op.Err != nil {
-			data = data[:len(data)/2]
-		}
-		off += op.Length
-	}
-	for i := 0; ; i++ {
-		_, err := d.pool.CreateBookmark(t.Context(), pool.SnapshotRef{Volume: "web", Name: "s"}, fmt.Sprintf("more-%d", i))
-		if errors.Is(err, block.ErrNoSpace) {
-			break
-		}
-		if err != nil || i > 10000 {
-			t.Fatal(err)
-		}
-	}
-	b := d.mustBackUpOne(t, "web@s", "home", "")
-	same(t, "the backup", d.backedUp(t, b.ID), d.content(t, "web@s"))
-	d.wantBookmarks(t, "web", "home")
-}
-
-// TestBackupOfCopies: of one that needs nothing but itself the backup is what it holds, and the volume's backups go on as they were.
-func TestBackupOfCopies(t *testing.T) {
-	bothPlaces(t, func(t *testing.T, d *Daemon) {
-		d.mustInit(t, "home")
-		d.put(t, "web", 1, 0, 1)
-		d.mustBackUpOne(t, "web", "home", "")
-		for i, technique := range []string{contract.TechniqueClone, contract.TechniqueCOWCopy} {
-			d.put(t, "web", byte(10+i), 1, 2)
-			made, err := d.CreateSnapshots(t.Context(), contract.CreateSnapshot{Volumes: []string{"web"}, Name: technique, Technique: technique})
-			if err != nil {
-				t.Fatal(err)
-			}
-			then := d.content(t, "web")
-			d.put(t, "web", byte(20+i), 2, 3)
-			d.ended(t, made[0].CopyJob)
-			copied := d.mustBackUpOne(t, "web@"+technique, "home", "")
-			same(t, "the backup of a "+technique, d.backedUp(t, copied.ID), then)
-			last := d.mustBackUpOne(t, "web", "home", "")
-			if last.Type != contract.BackupIncremental || last.Mismatched > 0 {
-				t.Errorf("after that of a %s: %+v", technique, last)
-			}
-			same(t, "the next backup", d.backedUp(t, last.ID), d.content(t, "web"))
-		}
 	})
 }
 
