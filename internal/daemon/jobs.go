@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"varve/internal/contract"
 )
 
@@ -47,7 +49,8 @@ type job struct {
 	owner    *jobs
 	pausable bool
 	cancel   context.CancelCauseFunc
-	giveWay  func() // lets another job run, when this one has nothing to do but wait; of the work alone
+	giveWay  func()    // lets another job run, when this one has nothing to do but wait; of the work alone
+	rolls    uuid.UUID // the volume that it rolls back, or restores in place; zero: none
 
 	view    contract.Job
 	resumed chan struct{} // closed unless paused
@@ -133,6 +136,27 @@ func (js *jobs) queue(slots chan struct{}, kind, object string, pausable bool, w
 		j.finish(result, err)
 	})
 	return j.view, nil
+}
+
+// rollsBack notes which volume a job that has just been started rolls back, whatever it is called later.
+func (js *jobs) rollsBack(id string, volume uuid.UUID) {
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	if j, err := js.find(id); err == nil {
+		j.rolls = volume
+	}
+}
+
+// rollingBack names the job that rolls a volume back; empty if none does.
+func (js *jobs) rollingBack(volume uuid.UUID) string {
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	for _, j := range js.list {
+		if j.rolls == volume && !j.view.State.Final() {
+			return j.view.ID
+		}
+	}
+	return ""
 }
 
 // newJobID is ten hexadecimal digits: short enough to type, and not reused by the next daemon.

@@ -155,7 +155,7 @@ func (d *Daemon) restoreInPlace(ctx context.Context, k *knownRepository, r contr
 		return contract.Job{}, contract.Errorf(contract.CodeRefused, "restore backup %s into volume %q: it is of another volume, %q (%s)", b.ID, r.InPlace, b.Volume, b.VolumeID).
 			WithHint("to have that volume's content in this one: --force")
 	}
-	if err := d.unlessRollingBack(r.InPlace); err != nil {
+	if err := d.unlessRollingBack(r.InPlace, info.ID); err != nil {
 		return contract.Job{}, err
 	}
 	free := func(ctx context.Context, name string) error {
@@ -167,7 +167,7 @@ func (d *Daemon) restoreInPlace(ctx context.Context, k *knownRepository, r contr
 	if err := free(ctx, r.InPlace); err != nil {
 		return contract.Job{}, err
 	}
-	return d.restoring(k, r, r.InPlace, func() {}, func(ctx context.Context, j *job, u *use) (out contract.BackupRestore, err error) {
+	job, err := d.restoring(k, r, r.InPlace, func() {}, func(ctx context.Context, j *job, u *use) (out contract.BackupRestore, err error) {
 		now, found := d.volumeByID(info.ID) // it may have been renamed
 		if !found {
 			return out, fmt.Errorf("restore into volume %q: %w", r.InPlace, pool.ErrNotFound)
@@ -200,6 +200,8 @@ func (d *Daemon) restoreInPlace(ctx context.Context, k *knownRepository, r contr
 		}
 		return out, lost
 	})
+	d.jobs.rollsBack(job.ID, info.ID)
+	return job, err
 }
 
 func restoreHint(err error, volume string) error {

@@ -464,6 +464,15 @@ func TestRestoreInPlaceOfARenamedVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.mustCreate(t, "web")
+	reader := dial(t, d, "old")
+	wantCode(t, d.DeleteVolume(t.Context(), "old", true), contract.CodeRefused)
+	if err := reader.ReadAt(t.Context(), make([]byte, block.Size), 0); err != nil {
+		t.Errorf("a client of what is not deleted: %v", err)
+	}
+	if err := d.DeleteVolume(t.Context(), "web", false); err != nil {
+		t.Errorf("another volume of that name: %v", err)
+	}
+	d.mustCreate(t, "web")
 	c, err := client.Dial(t.Context(), d.uri("web"), client.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,8 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"strings"
+
+	"github.com/google/uuid"
 
 	"varve/internal/block"
 	"varve/internal/contract"
@@ -91,7 +92,7 @@ func (d *Daemon) StartRollbackRanges(ctx context.Context, name string, r contrac
 	if err := d.pool.CheckRollback(ref, ranges); err != nil {
 		return contract.Job{}, rollbackHint(err, ref)
 	}
-	if err := d.unlessRollingBack(ref.Volume); err != nil {
+	if err := d.unlessRollingBack(ref.Volume, info.VolumeID); err != nil {
 		return contract.Job{}, err
 	}
 	free := func(ctx context.Context) error {
@@ -104,7 +105,7 @@ func (d *Daemon) StartRollbackRanges(ctx context.Context, name string, r contrac
 	if err := free(ctx); err != nil {
 		return contract.Job{}, err
 	}
-	return d.jobs.start(contract.JobRollback, ref.String(), true, func(ctx context.Context, j *job) (*contract.Result, error) {
+	job, err := d.jobs.start(contract.JobRollback, ref.String(), true, func(ctx context.Context, j *job) (*contract.Result, error) {
 		if err := j.pause(ctx); err != nil {
 			return nil, err
 		}
@@ -138,16 +139,15 @@ func (d *Daemon) StartRollbackRanges(ctx context.Context, name string, r contrac
 		}
 		return &contract.Result{Rollback: &out}, nil
 	})
+	d.jobs.rollsBack(job.ID, info.VolumeID)
+	return job, err
 }
 
 // unlessRollingBack refuses what a job that rolls the volume back stands in the way of.
-func (d *Daemon) unlessRollingBack(volume string) error {
-	for _, j := range d.Jobs() {
-		rolls := j.Kind == contract.JobRollback && strings.HasPrefix(j.Object, volume+"@") || j.Kind == contract.JobRestore && j.Object == volume
-		if rolls && !j.State.Final() {
-			return contract.Errorf(contract.CodeRefused, "volume %q: job %s rolls it back", volume, j.ID).
-				WithHint("wait for it, or cancel it: varve job wait %[1]s, or varve job cancel %[1]s", j.ID)
-		}
+func (d *Daemon) unlessRollingBack(name string, volume uuid.UUID) error {
+	if job := d.jobs.rollingBack(volume); job != "" {
+		return contract.Errorf(contract.CodeRefused, "volume %q: job %s rolls it back", name, job).
+			WithHint("wait for it, or cancel it: varve job wait %[1]s, or varve job cancel %[1]s", job)
 	}
 	return nil
 }

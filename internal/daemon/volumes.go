@@ -175,7 +175,7 @@ func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) erro
 		return contract.Errorf(contract.CodeRefused, "delete volume %q: %s of it is being copied", name, count(info.Making, "snapshot")).
 			WithHint("wait for it, or cancel it: varve job list")
 	}
-	if err := d.unlessRollingBack(name); err != nil {
+	if err := d.unlessRollingBack(name, info.ID); err != nil {
 		return err
 	}
 	if needing := info.Snapshots - info.Copies; needing > 0 {
