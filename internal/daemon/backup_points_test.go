@@ -72,3 +72,12 @@ func TestBackupOfCopies(t *testing.T) {
 		}
 	})
 }
+
+// TestTemporaryLabel is nothing that a user gives: his snapshot would be gone with the next start.
+func TestTemporaryLabel(t *testing.T) {
+	d := start(t, scratch(t))
+	d.mustCreate(t, "web")
+	_, err := d.CreateSnapshots(t.Context(), contract.CreateSnapshot{Volumes: []string{"web"}, Name: "s", Labels: map[string]string{temporaryLabel: "x"}})
+	wantCode(t, err, contract.CodeUsage)
+	d.wantNoSnapshots(t)
+}

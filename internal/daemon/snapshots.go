@@ -158,6 +158,9 @@ func (d *Daemon) CreateSnapshots(ctx context.Context, r contract.CreateSnapshot)
 	if err := d.checkTechnique(r); err != nil {
 		return nil, err
 	}
+	if _, own := r.Labels[temporaryLabel]; own {
+		return nil, contract.Errorf(contract.CodeUsage, "create snapshot %s: what has the label %s is deleted when the daemon starts", r.Name, temporaryLabel)
+	}
 	spec := pool.SnapshotSpec{
 		Name: r.Name, Labels: r.Labels, KeepFor: time.Duration(r.KeepFor * float64(time.Second)),
 		DropWhenFull: r.OnFull == contract.OnFullDropSnapshot, Copy: copySpec(r),
