@@ -204,7 +204,7 @@ func isBad(err error) bool { return errors.Is(err, block.ErrDamaged) || errors.I
 
 // region writes what was scanned.
 func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
-	if err := r.pin.Err(); err != nil {
+	if err := r.pin.Check(ctx); err != nil {
 		return err
 	}
 	r.mu.Lock()

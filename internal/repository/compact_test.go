@@ -153,7 +153,7 @@ func TestPinIsSeenWhileItIsRenewed(t *testing.T) {
 	repo := createHere(t, st)
 	pin := &Pin{repo: repo, id: newObjectID(), backup: NewID()}
 	for range 12 {
-		if err := pin.renew(t.Context()); err != nil {
+		if err := pin.put(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -167,7 +167,7 @@ func TestPinIsSeenWhileItIsRenewed(t *testing.T) {
 			if c.After && c.Op == faulty.List && !done {
 				done = true
 				for range renewals {
-					if err := pin.renew(ctx); err != nil {
+					if err := pin.put(ctx); err != nil {
 						return err
 					}
 				}

@@ -69,7 +69,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := block.CheckRange(off, int64(len(p)), d.b.SizeBytes); err != nil {
 		return fmt.Errorf("read backup %s: %w", d.b.ID, err)
 	}
-	if err := d.pin.Err(); err != nil {
+	if err := d.pin.Check(ctx); err != nil {
 		return fmt.Errorf("read backup %s: %w", d.b.ID, err)
 	}
 	size := int64(d.repo.ChunkBytes())

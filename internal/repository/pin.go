@@ -19,10 +19,12 @@ const (
 	// pinFor is how long a pin holds after it was put, and pinEvery how often it is put again.
 	pinFor   = 30 * time.Minute
 	pinEvery = pinFor / 3
+	// pinAgain is how soon a reader tries again to renew one that has lapsed.
+	pinAgain = 10 * time.Second
 )
 
 // Pin keeps a backup's data from being pruned while it is read, also after it was deleted. It is renewed
-// until it is released; one that could not be renewed in time has lapsed, and its reader stops.
+// until it is released; one that could not be renewed in time has lapsed, and its reader stops, unless it can be by then (Check).
 type Pin struct {
 	repo   *Repo
 	id     string // of the pin
@@ -30,6 +32,10 @@ type Pin struct {
 	hold   string // that may keep the backup although it was deleted; empty: none
 	end    context.CancelFunc
 	done   sync.WaitGroup
+
+	turn  sync.Mutex                  // one renews it at a time
+	renew func(context.Context) error // put or look
+	tried time.Time                   // when a reader did that last, of one that had lapsed
 
 	mu    sync.Mutex
 	until time.Time // by this process's clock, counted from before the request; zero before the first
@@ -49,13 +55,13 @@ func (r *Repo) Pin(ctx context.Context, backup string) (*Pin, error) { return r.
 
 func (r *Repo) pin(ctx context.Context, backup, hold string) (*Pin, error) {
 	p := &Pin{repo: r, id: newObjectID(), backup: backup, hold: hold}
-	renew := p.renew
+	p.renew = p.put
 	err := r.noWrite
 	if err == nil {
-		err = p.renew(ctx)
+		err = p.put(ctx)
 	}
 	if r.noWrite != nil || errors.Is(err, objects.ErrDenied) {
-		renew = p.look
+		p.renew = p.look
 		err = p.look(ctx)
 	} else if err == nil {
 		_, err = r.Held(ctx, backup, hold) // it may have been deleted between being found and being pinned
@@ -73,7 +79,9 @@ func (r *Repo) pin(ctx context.Context, backup, hold string) (*Pin, error) {
 			select {
 			case <-tick.C:
 				// One that fails is tried again at the next tick, and twice more before it lapses.
-				_ = renew(ctx)
+				p.turn.Lock()
+				_ = p.renew(ctx)
+				p.turn.Unlock()
 			case <-ctx.Done():
 				return
 			}
@@ -82,9 +90,9 @@ func (r *Repo) pin(ctx context.Context, backup, hold string) (*Pin, error) {
 	return p, nil
 }
 
-// renew puts the pin under its next name: what a put that failed did is not known. A pin that had lapsed holds again if the
+// put puts the pin under its next name: what a put that failed did is not known. A pin that had lapsed holds again if the
 // backup is there still: then no pruner has touched it.
-func (p *Pin) renew(ctx context.Context) error {
+func (p *Pin) put(ctx context.Context) error {
 	p.mu.Lock()
 	seq := p.next
 	p.next++
@@ -131,6 +139,20 @@ func (p *Pin) remove(ctx context.Context, from, to int) {
 }
 
 func pinName(id string, seq int) string { return fmt.Sprintf("%s%s.%d", pinPrefix, id, seq) }
+
+// Check is Err, but tries to renew a pin that has lapsed: the machine may have slept, or its clock been set.
+func (p *Pin) Check(ctx context.Context) error {
+	if p.Err() == nil {
+		return nil
+	}
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	if p.Err() != nil && time.Since(p.tried) >= pinAgain && ctx.Err() == nil {
+		_ = p.renew(ctx)
+		p.tried = time.Now()
+	}
+	return p.Err()
+}
 
 // Err is ErrLapsed once what is read may be gone.
 func (p *Pin) Err() error {

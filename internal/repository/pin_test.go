@@ -123,6 +123,29 @@ func TestPinLapses(t *testing.T) {
 	}
 }
 
+// A machine that has slept, or whose clock was set, goes on reading at once.
+func TestPinIsRenewedByItsReader(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			st, client, repo, id := pinned(t)
+			d, err := repo.OpenDevice(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			remove := client.Inject(faulty.Fault{Op: faulty.Put, Err: objects.ErrUnavailable})
+			later(st, 31*time.Minute)
+			remove()
+			if deleted {
+				deletedByAnother(t, st, id)
+			}
+			if err := d.ReadAt(t.Context(), nil, 0); errors.Is(err, ErrLapsed) != deleted {
+				t.Fatalf("deleted %v: %v", deleted, err)
+			}
+		})
+	}
+}
+
 // Who may only read has no pin. He looks whether the backup is there: until it was deleted for as long as the grace he can read it.
 func TestReaderWithoutPinsLooksWhetherTheBackupIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
