@@ -61,6 +61,9 @@ func (d *Daemon) keepHolds(ctx context.Context) {
 	d.holds.turn.Lock()
 	defer d.holds.turn.Unlock()
 	all := d.holds.all() // before it is looked what is needed: these had their volumes by then
+	if len(all) == 0 {
+		return
+	}
 	needed := map[baseRef]bool{}
 	for _, f := range d.filling() {
 		needed[f.base] = true

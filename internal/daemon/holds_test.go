@@ -174,7 +174,7 @@ func TestHoldsAreRenewed(t *testing.T) {
 	renewed("3")
 }
 
-// TestForgetARepositoryThatIsJustNeeded: a restore that ends meanwhile makes a volume that is filled from it.
+// TestForgetARepositoryThatIsJustNeeded: a restore that ends meanwhile makes a volume that is filled from it. It is not forgotten, and who came to use it meanwhile does.
 func TestForgetARepositoryThatIsJustNeeded(t *testing.T) {
 	d := start(t, scratch(t))
 	d.mustInit(t, "home")
@@ -195,13 +195,21 @@ func TestForgetARepositoryThatIsJustNeeded(t *testing.T) {
 	await(t, "it is being forgotten", func() bool {
 		d.repositories.mu.Lock()
 		defer d.repositories.mu.Unlock()
-		return k.removed
+		return k.leaving != nil
 	})
+	wantCode(t, d.RemoveRepository(t.Context(), "home"), contract.CodeRefused)
+	meanwhile, err := d.CreateBackup(t.Context(), contract.CreateBackup{Volumes: []string{"web"}, Repo: "home"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	base := &pool.Base{Ref: baseRef{u.id, b.ID, 0, repository.NewHold()}.bytes(), SizeBytes: b.Size}
 	if _, err := d.pool.CreateVolume(t.Context(), pool.VolumeSpec{Name: "back", Base: base}); err != nil {
 		t.Fatal(err)
 	}
 	u.done()
 	wantCode(t, <-forgotten, contract.CodeRefused)
+	if job := d.ended(t, meanwhile.ID); job.State != contract.JobDone {
+		t.Errorf("a backup to what is not forgotten after all: %s: %s", job.State, job.Reason)
+	}
 	same(t, "the volume", d.content(t, "back"), d.content(t, "web"))
 }

@@ -179,32 +179,48 @@ func (d *Daemon) RemoveRepository(ctx context.Context, name string) error {
 		return err
 	}
 	d.keepHolds(ctx) // what they held of it is given back
-	rs.mu.Lock()
-	k.removed = true // nobody begins to use it
-	rs.mu.Unlock()
+	decided, err := rs.forgetting(k)
+	if err != nil {
+		return err
+	}
 	if err = rs.unused(ctx, k, name); err == nil {
 		err = fills() // a restore may just have ended that made such a volume
 	}
 	if err == nil {
 		d.sessions.disconnectFrom(id, "the repository is forgotten")
-		rs.mu.Lock()
-		err = rs.change(func(entries []repositoryEntry) []repositoryEntry {
-			return slices.DeleteFunc(entries, func(e repositoryEntry) bool { return e.Name == k.entry.Name }) // it may have been renamed
-		})
-		if err == nil {
-			rs.list = slices.DeleteFunc(rs.list, func(other *knownRepository) bool { return other == k })
-		}
-		rs.mu.Unlock()
 	}
-	if err != nil {
-		rs.mu.Lock()
-		k.removed = false
-		rs.mu.Unlock()
+	if err = decided(err); err != nil {
 		return err
 	}
 	rs.drop(k)
 	d.note("repository", name, "repository %s is forgotten; it stays as it is", rs.now(k).Access.URL)
 	return nil
+}
+
+// forgetting has nobody begin to use a repository until decided is called, which forgets it, unless there is an error.
+func (rs *repositories) forgetting(k *knownRepository) (decided func(error) error, err error) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if k.leaving != nil || k.removed {
+		return nil, contract.Errorf(contract.CodeRefused, "forget repository %q: somebody else does", k.entry.Name)
+	}
+	k.leaving = make(chan struct{})
+	return func(err error) error {
+		rs.mu.Lock()
+		defer rs.mu.Unlock()
+		if err == nil {
+			err = rs.change(func(entries []repositoryEntry) []repositoryEntry {
+				return slices.DeleteFunc(entries, func(e repositoryEntry) bool { return e.Name == k.entry.Name }) // it may have been renamed
+			})
+		}
+		if err == nil {
+			k.removed = true
+			rs.list = slices.DeleteFunc(rs.list, func(other *knownRepository) bool { return other == k })
+		}
+		close(k.leaving)
+		k.leaving = nil
+		return err
+	}, nil
 }
 
 // unused waits for a moment until nobody uses a repository.

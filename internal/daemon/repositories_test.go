@@ -537,14 +537,22 @@ func TestRenamedWhileItIsForgotten(t *testing.T) {
 	}
 	forgotten := make(chan error, 1)
 	go func() { forgotten <- d.RemoveRepository(context.Background(), "home") }()
-	for going := false; !going; time.Sleep(time.Millisecond) {
-		d.repositories.mu.Lock()
-		going = k.removed
-		d.repositories.mu.Unlock()
+	is := func(so func() bool) func() bool {
+		return func() bool {
+			d.repositories.mu.Lock()
+			defer d.repositories.mu.Unlock()
+			return so()
+		}
 	}
-	_, err = d.ChangeRepository(t.Context(), "home", contract.ChangeRepository{Name: "work"})
+	await(t, "it is being forgotten", is(func() bool { return k.leaving != nil }))
+	renamed := make(chan error, 1)
+	go func() {
+		_, err := d.ChangeRepository(context.Background(), "home", contract.ChangeRepository{Name: "work"})
+		renamed <- err
+	}()
+	await(t, "it is renamed", is(func() bool { return k.entry.Name == "work" }))
 	u.done()
-	if err := errors.Join(err, <-forgotten); err != nil {
+	if err := errors.Join(<-renamed, <-forgotten); err != nil {
 		t.Fatal(err)
 	}
 	if entries, err := loadRepositories(vfs.OS(), d.dir); err != nil || len(entries) > 0 {

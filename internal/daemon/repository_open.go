@@ -37,6 +37,7 @@ type knownRepository struct {
 	entry   repositoryEntry
 	opening chan struct{} // one opens at a time
 	open    *openRepository
+	leaving chan struct{} // it is being forgotten, or not after all: closed when that is decided
 	removed bool
 	users   int               // that are no exports
 	failed  error             // why it could not be opened the last time
@@ -169,6 +170,9 @@ func (rs *repositories) take(ctx context.Context, k *knownRepository, export boo
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	if err := rs.decided(ctx, k); err != nil {
+		return nil, err
+	}
 	rs.mu.Lock()
 	removed, o, entry := k.removed, k.open, k.entry
 	rs.mu.Unlock()
@@ -199,6 +203,22 @@ func (rs *repositories) take(ctx context.Context, k *knownRepository, export boo
 		k.users++
 	}
 	return &use{Depot: o.Depot, known: k, id: o.Repo().ID(), done: sync.OnceFunc(func() { rs.leave(k, o, export) })}, nil
+}
+
+// decided waits while a repository is being forgotten.
+func (rs *repositories) decided(ctx context.Context, k *knownRepository) error {
+	rs.mu.Lock()
+	leaving := k.leaving
+	rs.mu.Unlock()
+	if leaving == nil {
+		return nil
+	}
+	select {
+	case <-leaving:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // openKnown opens one, and remembers what it is.
