@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -99,6 +100,50 @@ func TestRewriteThatFails(t *testing.T) {
 		}
 		d.unchanged(present)
 	})
+}
+
+// TestRewriteThatIsCutShort by a full pool, or by whoever asked for it, leaves nothing but what there was.
+func TestRewriteThatIsCutShort(t *testing.T) {
+	for name, how := range map[string]func(d *inplace, cancel func()){
+		"full":      func(d *inplace, _ func()) { d.must(d.p.SetQuota(ctx, d.p.Info().LogSizeBytes+1<<18, 0)) },
+		"cancelled": func(_ *inplace, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			layouts(t, func(t *testing.T, d *inplace) {
+				d.must(d.p.Close(ctx))
+				d.opts.OnEvent = func(e pool.Event) {
+					if !strings.HasPrefix(e.Kind, "space-") {
+						t.Errorf("event %+v", e)
+					}
+				}
+				d.open()
+				present := d.read("v")
+				ctx, cancel := context.WithCancel(ctx)
+				defer cancel()
+				noise := make([]byte, putBackBytes)
+				rand.NewChaCha8([32]byte{1}).Read(noise)
+				_, _, err := d.p.Rewrite(ctx, "v", putBackBytes, "auto-before-test", func(ctx context.Context, target block.Device) error {
+					for off := int64(0); off < putBackBytes; off += 64 * block.Size {
+						op := &block.Op{Kind: block.OpWrite, Offset: off, Length: min(64*block.Size, putBackBytes-off)}
+						op.Data = noise[off : off+op.Length]
+						target.Submit(ctx, []*block.Op{op})
+						if op.Err != nil {
+							return op.Err
+						}
+						if off == 0 {
+							how(d, cancel)
+						}
+					}
+					return nil
+				})
+				if !errors.Is(err, block.ErrNoSpace) && !errors.Is(err, context.Canceled) {
+					t.Fatal(err)
+				}
+				d.must(d.p.SetQuota(context.Background(), 0, 0))
+				d.unchanged(present)
+			})
+		})
+	}
 }
 
 // TestRewriteIsRefused where it could not be done, or somebody would not notice.
