@@ -41,7 +41,7 @@ type Choice struct {
 type Usable func(b repository.Listed) (why string, ok bool)
 
 // Choose decides how to back a volume up, given all backups of the repository,
-// oldest first. A type that was asked for and that has no valid base becomes a
+// the one that is preferred as a base last: oldest first. A type that was asked for and that has no valid base becomes a
 // full, and the reason says so.
 func Choose(want Want, volume uuid.UUID, all []repository.Listed, usable Usable) Choice {
 	var last, full *repository.Listed

@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -56,31 +58,54 @@ func (d *Daemon) pointsOf(volume uuid.UUID) (map[uuid.UUID]pool.PointRef, error)
 	return out, err
 }
 
+// inOrder sorts backups of volumes by when the pool was told of them: what their records say is by a clock that may have been set back
+// since. Those that it has no bookmark of come first, in the order that they have.
+func (d *Daemon) inOrder(volumes []uuid.UUID, all []repository.Listed) error {
+	told := map[uuid.UUID]int{}
+	for _, volume := range volumes {
+		info, found := d.volumeByID(volume)
+		if !found {
+			return fmt.Errorf("volume %s: %w", volume, pool.ErrNotFound)
+		}
+		bookmarks, err := d.pool.Bookmarks(info.Name)
+		if err != nil {
+			return err
+		}
+		for i, b := range bookmarks {
+			told[b.SnapshotID] = i + 1
+		}
+	}
+	slices.SortStableFunc(all, func(a, b repository.Listed) int { return cmp.Compare(told[a.PointID], told[b.PointID]) })
+	return nil
+}
+
 // pruneBookmarks leaves, of a volume and a repository, the bookmarks of the last backup and of the last full, of those that the repository
-// has. all are its backups, oldest first.
+// has. all are its backups.
 func (d *Daemon) pruneBookmarks(ctx context.Context, volume, repo uuid.UUID, all []repository.Listed) {
 	info, found := d.volumeByID(volume)
 	if !found {
 		return
 	}
-	bookmarks, err := d.pool.Bookmarks(info.Name)
+	bookmarks, err := d.pool.Bookmarks(info.Name) // oldest first
 	if err != nil {
 		return // the volume has just been renamed or deleted; the next backup looks again
 	}
-	points := map[string]uuid.UUID{} // of what backup the pool has a bookmark
-	for _, b := range bookmarks {
-		if id, of, ok := bookmarkOf(b.Name); ok && of == repo {
-			points[id] = b.SnapshotID
+	sound := map[string]repository.Listed{}
+	for _, b := range all {
+		if b.VolumeID == volume && !b.Doubtful {
+			sound[b.ID] = b
 		}
 	}
 	var last, full string
-	for _, b := range all {
-		if point, ok := points[b.ID]; !ok || b.VolumeID != volume || point != b.PointID || b.Doubtful {
+	for _, b := range bookmarks {
+		id, of, ok := bookmarkOf(b.Name)
+		its, is := sound[id]
+		if !ok || of != repo || !is || its.PointID != b.SnapshotID {
 			continue
 		}
-		last = b.ID
-		if b.Type == repository.Full {
-			full = b.ID
+		last = id
+		if its.Type == repository.Full {
+			full = id
 		}
 	}
 	for _, b := range bookmarks {

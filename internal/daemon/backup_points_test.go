@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"varve/internal/block"
 	"varve/internal/contract"
@@ -71,6 +74,43 @@ func TestBackupOfCopies(t *testing.T) {
 			same(t, "the next backup", d.backedUp(t, last.ID), d.content(t, "web"))
 		}
 	})
+}
+
+// TestClockThatWasSetBack: backups are in the order in which they were made, whatever time their records say.
+func TestClockThatWasSetBack(t *testing.T) {
+	d := start(t, scratch(t))
+	d.mustInit(t, "home")
+	d.mustCreate(t, "web")
+	var ids []string
+	for i := range byte(2) {
+		d.put(t, "web", i+1, 0)
+		ids = append(ids, d.mustBackUpOne(t, "web", "home", "").ID)
+	}
+	k, err := d.repositories.named("home")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := d.repositories.use(t.Context(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.done()
+	all, _, err := u.Repo().Backups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(all) // as if each had been made before the one that it is based on
+	volume := all[0].VolumeID
+	if err := d.inOrder([]uuid.UUID{volume}, all); err != nil || all[0].ID != ids[0] || all[1].ID != ids[1] {
+		t.Errorf("in order: %v, %v", all, err)
+	}
+	third := d.mustBackUpOne(t, "web", "home", "")
+	if all, _, err = u.Repo().Backups(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(all)
+	d.pruneBookmarks(t.Context(), volume, u.id, all)
+	d.wantBookmarks(t, "web", "home", ids[0], third.ID)
 }
 
 // TestTemporaryLabel is nothing that a user gives: his snapshot would be gone with the next start.

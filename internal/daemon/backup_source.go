@@ -36,6 +36,9 @@ func (b *backupRun) choose(ctx context.Context) ([]backup.Choice, error) {
 	}
 	volumes := b.volumes()
 	all = slices.DeleteFunc(all, func(l repository.Listed) bool { return !slices.Contains(volumes, l.VolumeID) })
+	if err := b.d.inOrder(volumes, all); err != nil {
+		return nil, err
+	}
 	harmed, err := b.use.Harmed(ctx, all)
 	if err != nil {
 		return nil, err
