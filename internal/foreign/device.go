@@ -24,7 +24,13 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 	}
 	s.atEnd(func() { device.Close() })
 	s.Device, s.Warnings = device, append(s.Warnings, info.Warnings...)
-	why, err := used(f.Source)
+	guard, err := os.OpenFile(f.Source, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return cause(err)
+	}
+	s.atEnd(func() { guard.Close() })
+	before := written(guard)
+	why, err := used(guard)
 	if err != nil {
 		return err
 	}
@@ -32,7 +38,11 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 		return s.live(f, why)
 	}
 	s.still = func() error {
-		if why, err := used(f.Source); err != nil || why != "" {
+		why, err := used(guard)
+		if err == nil && why == "" && before != "" && written(guard) != before {
+			why = "somebody has written to it"
+		}
+		if err != nil || why != "" {
 			return fmt.Errorf("back up %s: %s: %w", f.Source, why, ErrChanged)
 		}
 		return nil
@@ -41,21 +51,16 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 }
 
 // used tells who may be writing to a block device; empty if nobody is found.
-func used(path string) (why string, err error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+func used(device *os.File) (why string, err error) {
+	info, err := device.Stat()
 	if err != nil {
 		return "", cause(err)
 	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return "", cause(err)
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
+	own := numberOf(info)
+	if own == "" {
 		return "", nil
 	}
-	numbers := related(st.Rdev)
+	numbers := related(own)
 	if where := mountedForWriting(numbers); where != "" {
 		return "it is mounted for writing on " + where, nil
 	}
@@ -63,25 +68,50 @@ func used(path string) (why string, err error) {
 		return "it is swapped to", nil
 	}
 	for n := range numbers {
-		held, err := filepath.Glob("/sys/dev/block/" + n + "/holders/*")
+		held, err := filepath.Glob(inSysfs(n) + "/holders/*")
 		if err == nil && len(held) > 0 {
 			return "it is part of " + filepath.Base(held[0]), nil
 		}
 	}
-	if who := writers(file); who != "" {
-		return who + " has it open for writing", nil
-	}
-	return "", nil
+	return writers(func(other os.FileInfo) bool { return numbers[numberOf(other)] }), nil
 }
 
-// related are the numbers, MAJOR:MINOR, of a device, of its partitions, and of what it is a partition of.
-func related(rdev uint64) map[string]bool {
-	own := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
+// written is how many sectors of a block device the kernel has counted as written and as discarded, once its cache is written too: the
+// same at two times if nobody wrote to it between them. Empty where nobody can tell.
+func written(device *os.File) string {
+	info, err := device.Stat()
+	if err != nil || device.Sync() != nil {
+		return ""
+	}
+	b, err := os.ReadFile(inSysfs(numberOf(info)) + "/stat")
+	if err != nil {
+		return ""
+	}
+	const written, discarded = 6, 13 // see the kernel's Documentation/block/stat.rst; a flush counts as a write of no sectors
+	counts := strings.Fields(string(b))
+	if len(counts) <= discarded {
+		return ""
+	}
+	return counts[written] + " " + counts[discarded]
+}
+
+// inSysfs is where the kernel describes the device of a number, MAJOR:MINOR.
+func inSysfs(number string) string { return "/sys/dev/block/" + number }
+
+// related are the numbers of a device, of its partitions, and of the one that it is a partition of: who writes to one of them may be
+// writing to it.
+func related(own string) map[string]bool {
 	out := map[string]bool{own: true}
-	dir := "/sys/dev/block/" + own
+	dir := inSysfs(own)
 	parts, _ := filepath.Glob(dir + "/*/partition")
+	for i, p := range parts {
+		parts[i] = filepath.Dir(p)
+	}
+	if _, err := os.Stat(dir + "/partition"); err == nil {
+		parts = append(parts, dir+"/..") // dir is a link: that is not /sys/dev/block
+	}
 	for _, p := range parts {
-		if b, err := os.ReadFile(filepath.Join(filepath.Dir(p), "dev")); err == nil {
+		if b, err := os.ReadFile(p + "/dev"); err == nil {
 			out[strings.TrimSpace(string(b))] = true
 		}
 	}
@@ -102,7 +132,7 @@ func mountedForWriting(numbers map[string]bool) string {
 			continue
 		}
 		// Some file systems have a number of their own and name the device as the source.
-		if !numbers[left[2]] && !numbers[numberOf(unescape(right[1]))] {
+		if !numbers[left[2]] && !numbers[numberAt(unescape(right[1]))] {
 			continue
 		}
 		if options := strings.Split(right[2], ","); options[0] == "rw" {
@@ -118,15 +148,15 @@ func swapped(numbers map[string]bool) bool {
 		return false
 	}
 	for line := range strings.Lines(string(b)) {
-		if fields := strings.Fields(line); len(fields) > 0 && numbers[numberOf(unescape(fields[0]))] {
+		if fields := strings.Fields(line); len(fields) > 0 && numbers[numberAt(unescape(fields[0]))] {
 			return true
 		}
 	}
 	return false
 }
 
-// numberOf is MAJOR:MINOR of a block device's name; empty for anything else.
-func numberOf(path string) string {
+// numberAt is numberOf a block device's name; empty for anything else.
+func numberAt(path string) string {
 	if !filepath.IsAbs(path) {
 		return ""
 	}
@@ -134,6 +164,11 @@ func numberOf(path string) string {
 	if err != nil {
 		return ""
 	}
+	return numberOf(info)
+}
+
+// numberOf is MAJOR:MINOR of a block device; empty for anything else.
+func numberOf(info os.FileInfo) string {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || st.Mode&syscall.S_IFMT != syscall.S_IFBLK {
 		return ""

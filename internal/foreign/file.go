@@ -25,10 +25,13 @@ func (s *Source) openFile(f contract.ForeignSource) error {
 			return err
 		}
 	}
-	leased, why := lease(guard)
-	if why != "" && s.Consistency != none {
-		if err := s.live(f, why); err != nil {
-			return err
+	leased := false
+	if s.Consistency != none { // else a lease would only have others wait who are welcome to write
+		var why string
+		if leased, why = lease(guard); why != "" {
+			if err := s.live(f, why); err != nil {
+				return err
+			}
 		}
 	}
 	before, err := guard.Stat()
@@ -62,16 +65,13 @@ func lease(f *os.File) (leased bool, why string) {
 	if err == nil {
 		return true, ""
 	}
-	if errors.Is(err, unix.EAGAIN) {
-		if who := writers(f); who != "" {
-			return false, who + " has it open for writing"
-		}
-		return false, "somebody has it open for writing"
+	if info, err := f.Stat(); err == nil {
+		why = writers(func(other os.FileInfo) bool { return os.SameFile(info, other) })
 	}
-	if who := writers(f); who != "" {
-		return false, who + " has it open for writing"
+	if why == "" && errors.Is(err, unix.EAGAIN) {
+		why = "somebody has it open for writing"
 	}
-	return false, ""
+	return false, why
 }
 
 // holds tells whether a lease is still there: it ends when somebody opens the file for writing, who waits until it is given back.
@@ -90,7 +90,7 @@ type leasedDevice struct {
 
 // ReadAt implements block.Device.
 func (d *leasedDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if d.leased && d.s.Consistency != none && !holds(d.guard) {
+	if d.leased && !holds(d.guard) {
 		_, _ = unix.FcntlInt(d.guard.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
 		return d.s.still()
 	}

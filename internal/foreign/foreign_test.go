@@ -246,3 +246,22 @@ func TestADirtyBitmapTellsWhatChanged(t *testing.T) {
 		t.Errorf("a bitmap that is not there: %v", err)
 	}
 }
+
+// Nobody who is welcome to write is made to wait until the backup is done.
+func TestWritersWaitForNothingWhereTheyAreAllowed(t *testing.T) {
+	file, _ := raw(t)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	opened(t, contract.ForeignSource{Source: file, AllowInconsistent: true})
+	w, err := os.OpenFile(file, os.O_WRONLY|unix.O_NONBLOCK, 0) // which does not wait for a lease
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+}

@@ -11,40 +11,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Writer tells who may be writing to a file or a block device; empty if nobody is found. Of a file that is a process that has it
-// open for writing.
+// Writer tells who may be writing to a file or a block device; empty if nobody is found.
 func Writer(path string) (who string, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", cause(err)
-	}
-	if !info.Mode().IsRegular() {
-		return used(path)
-	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", cause(err)
 	}
-	defer f.Close()
-	if who = writers(f); who != "" {
-		who += " has it open for writing"
+	defer f.Close() // and with it a lease
+	info, err := f.Stat()
+	if err != nil {
+		return "", cause(err)
 	}
+	if !info.Mode().IsRegular() {
+		return used(f)
+	}
+	_, who = lease(f)
 	return who, nil
 }
 
-// writers names a process that has the same file or device open for writing, as far as those of others can be seen; empty if none has.
-func writers(f *os.File) string {
-	info, err := f.Stat()
-	if err != nil {
-		return ""
-	}
+// writers names a process that has a file open for writing which is one of those meant, as far as those of others can be seen; empty if
+// none has.
+func writers(meant func(os.FileInfo) bool) string {
 	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
 		return ""
 	}
 	for _, link := range links {
-		other, err := os.Stat(link)
-		if err != nil || !sameDisk(info, other) {
+		info, err := os.Stat(link)
+		if err != nil || !meant(info) {
 			continue
 		}
 		dir, fd := filepath.Split(link)
@@ -56,19 +50,9 @@ func writers(f *os.File) string {
 		if err != nil {
 			continue // it has ended
 		}
-		return fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), filepath.Base(process))
+		return fmt.Sprintf("%s (process %s) has it open for writing", strings.TrimSpace(string(name)), filepath.Base(process))
 	}
 	return ""
-}
-
-// sameDisk tells whether two are one file, or one block device, whatever the names.
-func sameDisk(a, b os.FileInfo) bool {
-	if os.SameFile(a, b) {
-		return true
-	}
-	as, ok1 := a.Sys().(*syscall.Stat_t)
-	bs, ok2 := b.Sys().(*syscall.Stat_t)
-	return ok1 && ok2 && as.Mode&syscall.S_IFMT == syscall.S_IFBLK && bs.Mode&syscall.S_IFMT == syscall.S_IFBLK && as.Rdev == bs.Rdev
 }
 
 // opensForWriting reads the flags of an open file: octal, the lowest two bits are the access mode.

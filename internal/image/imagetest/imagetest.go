@@ -16,7 +16,7 @@ import (
 
 // packages tells which Debian package has a program.
 var packages = map[string]string{
-	"qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "losetup": "mount",
+	"qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "losetup": "mount", "addpart": "util-linux", "delpart": "util-linux",
 }
 
 // Program finds a program, or fails the test with the package to install.
