@@ -48,6 +48,10 @@ func openPart(path string, b repository.Backup, force bool) (*part, error) {
 		unlock()
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("restore to %s: %w", path, err)
+	default:
+		if _, err := os.Lstat(path); err == nil && !force {
+			return nil, fmt.Errorf("restore to %s: a symbolic link to nothing: %w", path, fs.ErrExist)
+		}
 	}
 	p := &part{path: path}
 	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+b.ID+partSuffix)

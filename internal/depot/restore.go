@@ -109,11 +109,23 @@ func (d *Depot) restoreDevice(ctx context.Context, b repository.Listed, r contra
 	if target.size, err = f.Size(); err != nil {
 		return contract.BackupRestore{}, fmt.Errorf("restore to %s: %w", r.ToFile, err)
 	}
-	out, err := d.restore(ctx, b, r, target, false, progress)
+	out, err := d.restoreDisk(ctx, b, r, target, false, progress)
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", r.ToFile, err)
 	}
 	return out, nil
+}
+
+// restoreDisk restores to a disk, of which what is compared comes from the medium: what the kernel has failed to write it may go on
+// showing, as if it were there.
+func (d *Depot) restoreDisk(ctx context.Context, b repository.Listed, r contract.RestoreBackup, target *disk, fresh bool, progress Progress) (contract.BackupRestore, error) {
+	if !fresh {
+		_ = target.f.Sync() // what cannot be written will be found to differ
+		if err := target.f.DropCache(); err != nil {
+			return contract.BackupRestore{}, err
+		}
+	}
+	return d.restore(ctx, b, r, target, fresh, progress)
 }
 
 // restoreFile restores to a raw part. A qcow2 file is made from that, so that it can go on too; while it is made, both are there.
@@ -132,7 +144,7 @@ func (d *Depot) restoreFile(ctx context.Context, b repository.Listed, r contract
 	if qcow2 {
 		fetching = part2(progress, 0)
 	}
-	out, err = d.restore(ctx, b, r, p, p.fresh, fetching)
+	out, err = d.restoreDisk(ctx, b, r, &p.disk, p.fresh, fetching)
 	if err != nil {
 		p.remove = p.fresh && out.WrittenBytes == 0
 		return out, p.goesOn(fmt.Errorf("%s: %w", r.ToFile, err))
