@@ -446,10 +446,10 @@ func (c repoCopy) Run(t *terminal) error {
 			done, err = depot.Copy(t.ctx, source, target, r, p)
 			return err
 		})
-		if err != nil {
-			return err
+		if err == nil || isDamage(err) {
+			err = also(err, t.showCopied(&done))
 		}
-		return t.showCopied(&done)
+		return err
 	})
 }
 

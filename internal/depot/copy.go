@@ -3,6 +3,7 @@ package depot
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"varve/internal/backup"
@@ -11,7 +12,8 @@ import (
 )
 
 // Copy copies backups to another repository, sealed with its keys: all that were not deleted there if none is named. Those of one instant stay
-// one record.
+// one record. Of all, those that are damaged stay behind and do not keep the others from being copied; the error, with the code of damage, names
+// them, and the result tells what was done.
 func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progress Progress) (contract.RepositoryCopy, error) {
 	out := contract.RepositoryCopy{From: from.name, To: to.name, Copied: []contract.Backup{}, Present: []string{}}
 	if from.repo.ID() == to.repo.ID() {
@@ -23,6 +25,8 @@ func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progr
 	}
 	o := backup.Options{Program: to.program, LockUntil: lockUntil(r.LockDays)}
 	made := map[string]bool{}
+	var damaged []string
+	var why error
 	for i, rec := range records {
 		o.Progress = monotone(each(progress, i, len(records)))
 		o.Host = rec.Host
@@ -30,6 +34,12 @@ func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progr
 		if len(r.Backups) == 0 && errors.Is(err, repository.ErrDeleted) {
 			for _, b := range rec.Backups {
 				delete(ids, b.ID) // nobody asked for this one, and there it is not wanted any more
+			}
+			continue
+		}
+		if len(r.Backups) == 0 && repository.IsLost(err) {
+			if damaged = append(damaged, rec.ID); why == nil {
+				why = err
 			}
 			continue
 		}
@@ -52,6 +62,10 @@ func Copy(ctx context.Context, from, to *Depot, r contract.CopyRepository, progr
 		if made[b.ID] {
 			out.Copied = append(out.Copied, b)
 		}
+	}
+	if err == nil && why != nil {
+		err = contract.Errorf(contract.CodeDamaged, "copy %s to %s: %d of %d are damaged and not copied: %s: %s", from.name, to.name, len(damaged), len(records), strings.Join(damaged, ", "), why).
+			WithHint("see what is damaged: varve repo check; to save what is left of one: varve backup restore --skip-damaged")
 	}
 	return out, err
 }
