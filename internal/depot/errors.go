@@ -40,7 +40,7 @@ var codes = []struct {
 	{keys.ErrExists, contract.CodeRefused, ""},
 	{keys.ErrInvalid, contract.CodeUsage, ""},
 	{keys.ErrStale, contract.CodeRefused, "open the repository with a passphrase or an identity"},
-	{keys.ErrLeftover, contract.CodeFailed, "delete the older rings and slots in the store by hand"},
+	{keys.ErrLeftover, contract.CodeFailed, "the next change of keys deletes them if it can; or delete the older rings and slots in the store by hand"},
 	{config.ErrForged, contract.CodeDamaged, "somebody has changed the repository who has no key for it"},
 	{config.ErrInvalid, contract.CodeUsage, ""},
 	{config.ErrExists, contract.CodeRefused, "to use it: varve repo add"},

@@ -16,6 +16,7 @@ import (
 	"varve/internal/objects"
 	"varve/internal/objects/faulty"
 	"varve/internal/repository"
+	"varve/internal/repository/keys"
 	"varve/internal/repository/pack"
 )
 
@@ -234,14 +235,22 @@ func TestSessionsDoNotRelyOnWhatIsCondemnedOrGone(t *testing.T) {
 func TestLockedBackupKeepsAllThatItNeedsUnderItsLock(t *testing.T) {
 	st := faulty.New()
 	st.SetLockable(true)
-	repo := create(t, st)
+	passphrase := keys.Add{Passphrase: []byte("secret"), Cost: keys.Cost{Passes: 1, MemoryKiB: 64, Lanes: 1}}
+	repo, err := repository.Create(t.Context(), st, repository.CreateOptions{ChunkBytes: 64 << 10, Keys: []keys.Add{passphrase}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	first, second := st.Now().Add(time.Hour), st.Now().Add(30*24*time.Hour)
 	b := backUp(t, repo, nil, backup.Options{LockUntil: first}, 1, 2, 3, 4).Backups[0]
 	backUp(t, repo, nil, backup.Options{}, 5)
-	rec := backUp(t, open(t, st), &b, backup.Options{LockUntil: second}, 1, 2, 5, 4) // inherits one pack, finds 5 in another
+	again, err := repository.Open(t.Context(), st, repository.OpenOptions{Unlock: keys.Unlock{Passphrase: passphrase.Passphrase}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := backUp(t, again, &b, backup.Options{LockUntil: second}, 1, 2, 5, 4) // inherits one pack, finds 5 in another
 	needed := map[string]bool{"backups/" + rec.ID: true}
 	for _, name := range st.Names() {
-		if strings.HasPrefix(name, "packs/") {
+		if kind, _, _ := strings.Cut(name, "/"); kind == "packs" || kind == "keys" || strings.HasPrefix(kind, "config.") {
 			needed[name] = true
 		}
 	}

@@ -16,17 +16,42 @@ import (
 )
 
 // retain extends the retention of all packs that the new backups need and that the session did not put itself, so that nobody
-// can take them away before the session's own retention ends. The candidate must be put before. The maps are read
-// whole: what is inherited from a base lies in packs of which only they tell.
+// can take them away before the session's own retention ends; and of what opens the repository, as nothing can be read without. The candidate
+// must be put before. The maps are read whole: what is inherited from a base lies in packs of which only they tell.
 func (s *Session) retain(ctx context.Context, rec *Record) error {
 	if s.o.LockUntil.IsZero() {
 		return nil
 	}
-	err := s.retainAll(ctx, rec)
+	err := s.retainAccess(ctx)
+	if err == nil {
+		err = s.retainAll(ctx, rec)
+	}
 	if err != nil {
 		return fmt.Errorf("extend the retention of what backup %s needs: %w", s.o.ID, err)
 	}
 	return nil
+}
+
+// retainAccess extends the retention of configuration and keys.
+func (s *Session) retainAccess(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for _, prefix := range []string{"config.", "keys/"} {
+		err := s.repo.store.List(ctx, prefix, func(i objects.Info) error {
+			g.Go(func() error {
+				err := s.repo.store.Retain(gctx, i.Name, s.o.LockUntil)
+				if errors.Is(err, objects.ErrNotFound) {
+					return nil // a change of keys has deleted it meanwhile
+				}
+				return err
+			})
+			return nil
+		})
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+	}
+	return g.Wait()
 }
 
 func (s *Session) retainAll(ctx context.Context, rec *Record) error {

@@ -231,7 +231,8 @@ func (r *Ring) replace(ctx context.Context, st objects.Store, next *Ring, slots 
 	return nil
 }
 
-// clean deletes older rings, the slots of removed methods, and slots that came to nothing.
+// clean deletes older rings, the slots of removed methods, and slots that came to nothing. What is under a retention stays for a later change
+// to delete; that fails if a method was removed, which still opens the older ring.
 func (r *Ring) clean(ctx context.Context, st objects.Store, p *present, removed map[string]bool) error {
 	for _, m := range r.Methods {
 		delete(removed, m.ID)
@@ -247,15 +248,22 @@ func (r *Ring) clean(ctx context.Context, st objects.Store, p *present, removed 
 		return slices.ContainsFunc(r.Methods, func(m Method) bool { return m.ID == id })
 	}
 	var failed error
+	drop := func(names []string) {
+		err := remove(ctx, st, names)
+		if len(removed) == 0 && errors.Is(err, objects.ErrLocked) {
+			err = nil
+		}
+		failed = errors.Join(failed, err)
+	}
 	for id, slot := range p.slots {
 		old := slot[0].Modified.Before(ring.Modified.Add(-day))
 		if removed[id] || old && !inUse(id) {
-			failed = errors.Join(failed, remove(ctx, st, names(slot)))
+			drop(names(slot))
 		}
 	}
 	for revision, older := range p.rings {
 		if revision < r.Revision {
-			failed = errors.Join(failed, remove(ctx, st, older))
+			drop(older)
 		}
 	}
 	return failed

@@ -351,3 +351,36 @@ func TestReadingSecrets(t *testing.T) {
 		t.Fatal("the error tells the secret")
 	}
 }
+
+// Under a retention older keys stay, which is no reason for a change to fail, unless somebody was removed whom they still let in.
+func TestKeysUnderARetention(t *testing.T) {
+	ctx := t.Context()
+	st := faulty.New()
+	st.SetLockable(true)
+	r := create(t, st, "boss", "guest")
+	for _, name := range st.Names() {
+		if err := st.Retain(ctx, name, st.Now().Add(day)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.AddMethod(ctx, st, passphrase("another")); err != nil {
+		t.Error(err)
+	}
+	if err := r.Rotate(ctx, st); err != nil {
+		t.Error(err)
+	}
+	err := r.RemoveMethod(ctx, st, r.Methods[1].ID)
+	wantErr(t, err, ErrLeftover)
+	wantErr(t, err, objects.ErrLocked)
+	_, err = Open(ctx, st, repository, with("guest"))
+	wantErr(t, err, ErrWrongKey)
+	st.Advance(2 * day)
+	if err := r.Rotate(ctx, st); err != nil {
+		t.Error(err)
+	}
+	p, err := look(ctx, st)
+	if err != nil || len(p.rings) != 1 || len(p.slots) != 2 {
+		t.Errorf("there are %d rings and %d slots, %v", len(p.rings), len(p.slots), err)
+	}
+	sameKeys(t, open(t, st, with("another")).Keys, r.Keys)
+}
