@@ -65,7 +65,7 @@ type grammar struct {
 // terminal is where a command speaks and what it was told globally.
 type terminal struct {
 	*grammar
-	ctx            context.Context // ends at the first SIGINT or SIGTERM
+	ctx            context.Context // ends at the first SIGINT or SIGTERM; the second one ends the process
 	stdout, stderr io.Writer
 	client         *client.Client
 	model          *kong.Application
@@ -124,6 +124,7 @@ func run(args []string, version string) (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second one ends what does not heed the first
 	t := &terminal{
 		grammar: g, ctx: ctx, stdout: os.Stdout, stderr: os.Stderr,
 		model: parser.Model, version: version,
