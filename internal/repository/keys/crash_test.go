@@ -229,10 +229,10 @@ func TestWhatCannotBeDeletedIsToldAndDoneLater(t *testing.T) {
 	for _, c := range changes {
 		st := faulty.New()
 		r := create(t, st, "boss", "guest")
-		remove := st.Inject(faulty.Fault{Op: faulty.Delete, Err: objects.ErrLocked})
+		remove := st.Inject(faulty.Fault{Op: faulty.Delete, Err: objects.ErrDenied})
 		err := c.do(t.Context(), st, r)
 		wantErr(t, err, ErrLeftover)
-		wantErr(t, err, objects.ErrLocked)
+		wantErr(t, err, objects.ErrDenied)
 		if !c.done(r) || !c.done(open(t, st, with("boss"))) {
 			t.Fatal("the change is not made")
 		}
