@@ -207,3 +207,13 @@ func TestClockIsReadThoughTheProbeIsPruned(t *testing.T) {
 		t.Fatal(now, st.Now(), err)
 	}
 }
+
+// Where all that is put is under a retention the probe stays, and tells the time all the same.
+func TestTheTimeIsToldWhereNothingCanBeDeleted(t *testing.T) {
+	st := faulty.New()
+	repo := createHere(t, st)
+	st.Inject(faulty.Fault{Op: faulty.Delete, Err: objects.ErrLocked})
+	if now, err := repo.Now(t.Context()); err != nil || !now.Equal(st.Now()) {
+		t.Fatal(now, st.Now(), err)
+	}
+}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
+
 	"varve/internal/objects"
 	"varve/internal/objects/objectstest"
 	"varve/internal/objects/s3"
@@ -96,6 +98,20 @@ func TestContractWithLocks(t *testing.T) {
 	open := buckets(t, server, s3test.Locked, "/p")
 	objectstest.Contract(t, open)
 	objectstest.WithLocks(t, open)
+}
+
+// A bucket may have a retention of its own for all that is put into it.
+func TestARetentionOfTheBucketIsNoDenial(t *testing.T) {
+	server := s3test.Start(t, s3test.Options{})
+	st := open(t, server.Bucket("bucket", s3test.Locked), server.Options())
+	mode, days, unit := minio.Compliance, uint(1), minio.Days
+	must(t, server.Client().SetBucketObjectLockConfig(t.Context(), "bucket", &mode, &days, &unit))
+	put(t, st, "pins/1", []byte("x"))
+	err := st.Delete(t.Context(), "pins/1")
+	want(t, err, objects.ErrLocked, "pins/1")
+	if errors.Is(err, objects.ErrDenied) {
+		t.Errorf("it is told as a denial: %v", err)
+	}
 }
 
 func TestContractOverTLS(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -86,13 +87,27 @@ func (s *Store) delete(ctx context.Context, name string) error {
 	return nil
 }
 
+// saysLocked is what a store says that refuses to delete something for its retention: one of the bucket's, perhaps, of which the object does
+// not tell. Empty if it is not that.
+func saysLocked(err error) string {
+	answer, _ := errors.AsType[minio.ErrorResponse](err)
+	says := strings.ToLower(answer.Message)
+	if answer.Code == "ObjectLocked" || strings.Contains(says, "object lock") || strings.Contains(says, "worm protected") {
+		return answer.Message
+	}
+	return ""
+}
+
 func (s *Store) deleteVersion(ctx context.Context, name, version string) error {
 	err := s.try(ctx, func(a *attempt) error {
 		return s.client.RemoveObject(a.ctx, s.location.Bucket, s.key(name), minio.RemoveObjectOptions{VersionID: version})
 	})
+	says := saysLocked(err)
 	switch {
 	case errors.Is(err, objects.ErrNotFound):
 		return nil
+	case says != "":
+		return fmt.Errorf("%w: %s", objects.ErrLocked, says)
 	case errors.Is(err, objects.ErrDenied) && version != "":
 		// Not every store says why it refuses.
 		if until, herr := s.retention(ctx, name, version); herr == nil && until.After(time.Now()) {
