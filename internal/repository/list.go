@@ -12,6 +12,7 @@ import (
 
 	"varve/internal/objects"
 	"varve/internal/repository/envelope"
+	"varve/internal/repository/seal"
 )
 
 // Listed is a backup and what is known of its state.
@@ -105,11 +106,13 @@ func (r *Repo) load(ctx context.Context, l listing) (records []*Record, unreadab
 			rec, err := r.loadRecord(gctx, id)
 			switch {
 			case errors.Is(err, objects.ErrNotFound): // deleted since it was listed
-			case errors.Is(err, envelope.ErrLost), errors.Is(err, ErrDamaged), errors.Is(err, envelope.ErrForeign):
+			case errors.Is(err, envelope.ErrLost), errors.Is(err, ErrDamaged), errors.Is(err, envelope.ErrForeign), errors.Is(err, seal.ErrForged):
 				failed[i] = err
 			case err != nil:
 				return err
 			default:
+				rec.Stats.StoredBytes += l.records[id].Size // of itself it could not tell
+				rec.Stats.Objects++
 				r.recordKnown(rec)
 			}
 			return nil

@@ -16,8 +16,10 @@ import (
 	"varve/internal/objects"
 	"varve/internal/objects/faulty"
 	"varve/internal/repository"
+	"varve/internal/repository/envelope"
 	"varve/internal/repository/keys"
 	"varve/internal/repository/pack"
+	"varve/internal/repository/seal"
 )
 
 func create(t *testing.T, st objects.Store) *repository.Repo {
@@ -330,5 +332,26 @@ func TestBeginningOfAnIDThatIsNotCertainDeletesNothing(t *testing.T) {
 		if err := repo.Delete(t.Context(), "aaaa000000000001"); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Who can put objects, but has no key, can make a record that nobody can open. It hides no other.
+func TestAForgedRecordHidesNoOther(t *testing.T) {
+	st := faulty.New()
+	repo := create(t, st)
+	b := backUp(t, repo, nil, backup.Options{}, 1).Backups[0]
+	forger := seal.PlainKeys(repo.ID())
+	forger.Generations = map[uint32][32]byte{forger.Newest: {1}}
+	name := "backups/0123456789abcdef"
+	object, err := forger.SealObject(forger.NewHeader(envelope.Record, name, uuid.Nil, 100), []byte("rubbish"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Put(t.Context(), name, object, objects.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	all, unreadable, err := open(t, st).Backups(t.Context())
+	if err != nil || len(all) != 1 || all[0].ID != b.ID || len(unreadable) != 1 {
+		t.Fatalf("%d backups, %d unreadable, %v", len(all), len(unreadable), err)
 	}
 }
