@@ -95,11 +95,16 @@ func (p place) open(t *terminal, upload, download int64) (*depot.Depot, error) {
 	return openAt(t, p.URL, p.Access, upload, download)
 }
 
-func openAt(t *terminal, location string, flags access, upload, download int64) (*depot.Depot, error) {
+// accessHere is the access of a command that works without a daemon.
+func accessHere(t *terminal, location string, flags access) (contract.RepositoryAccess, error) {
 	if t.Detach {
-		return nil, contract.Errorf(contract.CodeUsage, "--detach needs a daemon, and with --url there is none")
+		return contract.RepositoryAccess{}, contract.Errorf(contract.CodeUsage, "--detach needs a daemon, and with --url there is none")
 	}
-	a, err := flags.of(location)
+	return flags.of(location)
+}
+
+func openAt(t *terminal, location string, flags access, upload, download int64) (*depot.Depot, error) {
+	a, err := accessHere(t, location, flags)
 	if err != nil {
 		return nil, err
 	}

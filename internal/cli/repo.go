@@ -35,6 +35,19 @@ func (p *percentage) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// sample is a part in percent, above 0, with or without its sign.
+type sample float64
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *sample) UnmarshalText(text []byte) error {
+	f, err := strconv.ParseFloat(strings.TrimSuffix(string(text), "%"), 64)
+	if err != nil || !(f > 0 && f <= 100) {
+		return fmt.Errorf("%q: want a number of percent above 0, to 100", text)
+	}
+	*p = sample(f)
+	return nil
+}
+
 // grace is a duration that may be 0.
 type grace time.Duration
 
@@ -243,7 +256,7 @@ func drawStages(w *table, seconds float64, stages []contract.Step) {
 type repoCheck struct {
 	Args       []string `arg:"" optional:"" name:"repository" help:"Name; none with --url."`
 	Place      place    `embed:""`
-	Sample     float64  `help:"Only so many percent of the packs, chosen at random." placeholder:"PCT"`
+	Sample     sample   `help:"Only so many percent of the packs, chosen at random." placeholder:"PCT"`
 	TimeBudget keepFor  `help:"As many as fit in this time, least recently verified first." placeholder:"DURATION"`
 	Sealed     bool     `help:"Without a key: look at envelopes only, and mend these."`
 }
@@ -254,10 +267,7 @@ func (c repoCheck) Run(t *terminal) error {
 	if err != nil {
 		return err
 	}
-	if c.Sample < 0 || c.Sample > 100 {
-		return contract.Errorf(contract.CodeUsage, "a sample of %v percent: it is from 0 to 100", c.Sample)
-	}
-	r := contract.CheckRepository{SamplePercent: c.Sample, BudgetSeconds: time.Duration(c.TimeBudget).Seconds(), Sealed: c.Sealed}
+	r := contract.CheckRepository{SamplePercent: float64(c.Sample), BudgetSeconds: time.Duration(c.TimeBudget).Seconds(), Sealed: c.Sealed}
 	if !c.Place.here() {
 		job, err := t.client.CheckRepository(t.ctx, name, r)
 		if err != nil {
@@ -283,7 +293,7 @@ func (c repoCheck) Run(t *terminal) error {
 
 // sealed checks without opening the repository.
 func (c repoCheck) sealed(t *terminal, r contract.CheckRepository) error {
-	a, err := c.Place.Access.of(c.Place.URL)
+	a, err := accessHere(t, c.Place.URL, c.Place.Access)
 	if err != nil {
 		return err
 	}

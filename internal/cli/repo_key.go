@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"varve/internal/contract"
@@ -164,6 +166,9 @@ func (c keyExport) write(t *terminal, e contract.KeyExport) error {
 		return err
 	}
 	f, err := os.OpenFile(c.To, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return contract.Errorf(contract.CodeRefused, "export the keys to %s: there is such a file", c.To).WithHint("choose another name")
+	}
 	if err != nil {
 		return err
 	}
@@ -172,6 +177,9 @@ func (c keyExport) write(t *terminal, e contract.KeyExport) error {
 	}
 	if closed := f.Close(); err == nil {
 		err = closed
+	}
+	if err != nil {
+		os.Remove(c.To)
 	}
 	return err
 }

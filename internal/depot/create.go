@@ -3,7 +3,6 @@ package depot
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/google/uuid"
@@ -92,20 +91,16 @@ func (d *Depot) backupForeign(ctx context.Context, r contract.CreateBackup, want
 			s.Changes = src.Changes
 			s.Reason += "; by bitmap " + f.Bitmap
 		} else {
-			s.Reason = fmt.Sprintf("%s; all is compared with backup %s", forType(want), s.Base.ID)
+			s.Reason = "all is compared with backup " + s.Base.ID
+			if want != backup.WantAuto {
+				s.Reason = choice.Reason + "; " + s.Reason
+			}
 		}
 	}
 	return backup.Create(ctx, d.repo, []*backup.Source{s}, backup.Options{
 		Program: d.program, LockUntil: lockUntil(r.LockDays), Progress: monotone(progress),
 		BeforeCommit: func(*repository.Record) error { return src.Unchanged() },
 	})
-}
-
-func forType(want backup.Want) string {
-	if want == backup.WantAuto {
-		return "what changed is found by comparing"
-	}
-	return "asked for"
 }
 
 // since is the backup that a bitmap counts from; nil if there is no bitmap.

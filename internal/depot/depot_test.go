@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,6 +106,7 @@ func nothingLeft(t *testing.T, dir string, but ...string) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
+	slices.Sort(but)
 	if fmt.Sprint(names) != fmt.Sprint(but) {
 		t.Fatalf("%s has %v, not %v", dir, names, but)
 	}
@@ -502,5 +504,17 @@ func TestACopyOfAllGoesAroundDamage(t *testing.T) {
 	}
 	if all, _, err := g.Backups(t.Context(), ""); err != nil || len(all) != 1 {
 		t.Errorf("there are %d backups there, %v", len(all), err)
+	}
+}
+
+// What a backup took is the same when it is made and when it is looked up by somebody else.
+func TestWhatABackupTookIsToldAlike(t *testing.T) {
+	f := newFixture(t, repository.CreateOptions{})
+	made := f.backUp(t, contract.BackupAuto)
+	f.again(t)
+	later, err := f.Backup(t.Context(), made.ID)
+	if err != nil || later.StoredBytes != made.StoredBytes || later.Objects != made.Objects || later.Requests != made.Requests {
+		t.Errorf("made: %d bytes in %d objects by %d requests, later %d in %d by %d; %v", made.StoredBytes, made.Objects, made.Requests,
+			later.StoredBytes, later.Objects, later.Requests, err)
 	}
 }

@@ -51,11 +51,11 @@ var codes = []struct {
 	{envelope.ErrForeign, contract.CodeDamaged, "see what is damaged: varve repo check"},
 	{envelope.ErrLost, contract.CodeDamaged, "see what is damaged: varve repo check"},
 	{backup.ErrTooSmall, contract.CodeRefused, "nothing was written; name a larger target"},
-	{objects.ErrNoStore, contract.CodeNotFound, "see that the disk is mounted, or the bucket there; to make a repository: varve repo init"},
+	{objects.ErrNoStore, contract.CodeNotFound, "see that the disk is mounted and the directory above it there, or the bucket; to make a repository: varve repo init"},
 	{objects.ErrDenied, contract.CodeFailed, "see that the credentials are right, and may read, write, list and delete there"},
 	{objects.ErrFull, contract.CodeFailed, "make room in the store, or have varve do it: varve backup delete, varve repo prune; what was stored is found by the next attempt"},
 	{objects.ErrLocked, contract.CodeRefused, "its retention has not ended"},
-	{objects.ErrUnavailable, contract.CodeFailed, "what was stored is found by the next attempt"},
+	{objects.ErrUnavailable, contract.CodeFailed, "see that the store can be reached (without TLS: --s3-plain-http; with a CA of its own: --s3-ca-file); what was stored is found by the next attempt"},
 }
 
 // Explain is an error of this package, or of those below, as the contract gives it: a code, one line, and a hint where there is

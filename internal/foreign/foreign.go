@@ -67,10 +67,22 @@ func Open(ctx context.Context, f contract.ForeignSource) (*Source, error) {
 	err := s.open(ctx, f)
 	if err != nil {
 		s.Close()
-		return nil, fmt.Errorf("back up %s: %w", f.Source, err)
+		return nil, named(f, err)
 	}
 	s.At = time.Now().Round(0)
 	return s, nil
+}
+
+// named has an error say what was to be backed up.
+func named(f contract.ForeignSource, err error) error {
+	told, ok := errors.AsType[*contract.Error](err)
+	switch {
+	case ok:
+		return &contract.Error{Code: told.Code, Message: "back up " + f.Source + ": " + told.Message, Hint: told.Hint}
+	case strings.Contains(err.Error(), f.Source):
+		return fmt.Errorf("back up: %w", err)
+	}
+	return fmt.Errorf("back up %s: %w", f.Source, err)
 }
 
 func (s *Source) open(ctx context.Context, f contract.ForeignSource) error {
@@ -101,7 +113,7 @@ func (s *Source) open(ctx context.Context, f contract.ForeignSource) error {
 // live is what becomes of a disk that somebody may write to.
 func (s *Source) live(f contract.ForeignSource, why string) error {
 	if !f.AllowInconsistent {
-		return contract.Errorf(contract.CodeRefused, "back up %s: %s: %s", f.Source, ErrLive, why).
+		return contract.Errorf(contract.CodeRefused, "%s: %s", ErrLive, why).
 			WithHint("stop it, or back up a snapshot of it; to have a copy that may be of no one instant: --allow-inconsistent")
 	}
 	s.Consistency = none

@@ -31,7 +31,7 @@ func (s *Source) openNBD(ctx context.Context, f contract.ForeignSource) error {
 	}
 	c, err := client.Dial(ctx, f.Source, o)
 	if errors.Is(err, client.ErrURI) {
-		return contract.Errorf(contract.CodeUsage, "back up %s: %s", f.Source, err)
+		return contract.Errorf(contract.CodeUsage, "%s", err)
 	}
 	if err != nil {
 		return err
@@ -40,7 +40,7 @@ func (s *Source) openNBD(ctx context.Context, f contract.ForeignSource) error {
 	s.atEnd(func() { c.Close() })
 	if f.Bitmap != "" {
 		if !slices.Contains(c.Info().Contexts, bitmap) {
-			return contract.Errorf(contract.CodeNotFound, "back up %s: the export has no dirty bitmap %q", f.Source, f.Bitmap).
+			return contract.Errorf(contract.CodeNotFound, "the export has no dirty bitmap %q", f.Bitmap).
 				WithHint("have the server export it, as qemu-nbd -B %s does; or leave --bitmap out, and all is compared", f.Bitmap)
 		}
 		s.Changes = func(ctx context.Context, visit func(offset, length int64) error) error {
