@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"varve/internal/contract"
 	"varve/internal/repository"
 	"varve/internal/vfs/crashfs"
@@ -73,4 +75,37 @@ func TestALinkToNothingIsInTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	hold(t, r.ToFile, f.content)
+}
+
+// A file system may not tell how much room it has, and have no holes.
+func TestARestoreToAFileSystemThatTellsNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "ramfs", 0, ""); errors.Is(err, unix.EPERM) {
+		return // root's rights are needed
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	f := newFixture(t, repository.CreateOptions{})
+	clear(f.content[64<<10 : 1<<20])
+	b := f.backUp(t, contract.BackupAuto)
+	r := contract.RestoreBackup{Backup: b.ID, ToFile: filepath.Join(dir, "out")}
+	if _, err := f.RestoreFile(t.Context(), r, nil); err != nil {
+		t.Fatal(err)
+	}
+	hold(t, r.ToFile, f.content)
+	r.Force = true
+	part := filepath.Join(dir, ".out."+b.ID+partSuffix)
+	if err := os.WriteFile(part, noise(5, len(f.content)), 0o600); err != nil { // where zeros have to be written
+		t.Fatal(err)
+	}
+	if _, err := f.RestoreFile(t.Context(), r, nil); err != nil {
+		t.Fatal(err)
+	}
+	hold(t, r.ToFile, f.content)
+	nothingLeft(t, dir, "out")
 }

@@ -135,14 +135,14 @@ func (d *Depot) restoreFile(ctx context.Context, b repository.Listed, r contract
 		return out, err
 	}
 	defer p.close()
-	if err := p.room(b.MappedBytes); err != nil {
+	qcow2 := r.Format == image.Qcow2
+	fetching, need := progress, b.MappedBytes
+	if qcow2 {
+		fetching, need = part2(progress, 0), 2*b.MappedBytes
+	}
+	if err := p.room(need); err != nil {
 		p.remove = p.fresh
 		return out, err
-	}
-	qcow2 := r.Format == image.Qcow2
-	fetching := progress
-	if qcow2 {
-		fetching = part2(progress, 0)
 	}
 	out, err = d.restoreDisk(ctx, b, r, &p.disk, p.fresh, fetching)
 	if err != nil {
@@ -184,8 +184,8 @@ func (p *part) goesOn(err error) error {
 	return &contract.Error{Code: told.Code, Message: told.Message, Hint: hint}
 }
 
-// room looks whether the file system has the room that the backup will take, before anything is written.
-func (p *part) room(mapped int64) error {
+// room looks, before anything is written, whether the file system has the room for so many bytes, of which the part may have some.
+func (p *part) room(bytes int64) error {
 	info, err := os.Stat(p.name)
 	if err != nil {
 		return fmt.Errorf("restore to %s: %w", p.path, err)
@@ -194,11 +194,11 @@ func (p *part) room(mapped int64) error {
 	if !ok {
 		return nil
 	}
-	_, free, err := vfs.OS().Space(filepath.Dir(p.path))
-	if err != nil {
+	total, free, err := vfs.OS().Space(filepath.Dir(p.path))
+	if err != nil || total == 0 { // some file systems do not tell
 		return nil // it will be found out
 	}
-	if need := mapped - st.Blocks*512; need > free {
+	if need := bytes - st.Blocks*512; need > free {
 		return contract.Errorf(contract.CodeRefused, "restore to %s: it needs %d bytes, and its file system has %d left", p.path, need, free).
 			WithHint("nothing was written; make room, or name a file elsewhere")
 	}

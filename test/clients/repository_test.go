@@ -154,7 +154,7 @@ func TestABlockDeviceIsBackedUpAndRestored(t *testing.T) {
 	wantTail(t, blank, 16<<20, old[16<<20:])
 	restored := mount(t, target, "ext4", "")
 	wantContent(t, filepath.Join(restored.dir, "precious"), []byte("content"))
-	s.refused(4, "busy", "backup", "restore", id, "--to", target, "--force")
+	s.refused(4, "mounted for writing on "+restored.dir, "backup", "restore", id, "--to", target, "--force")
 }
 
 func wantTail(t *testing.T, file string, off int, want []byte) {
@@ -192,6 +192,7 @@ func TestAFullStore(t *testing.T) {
 	if all := s.backups(); len(all) != 1 {
 		t.Fatalf("%+v", all)
 	}
+	s.refused(4, "its file system has", "backup", "restore", id, "--to", filepath.Join(m.dir, "out"), "--format", "qcow2") // which needs it twice
 	run(t, "fallocate", "--length", "40M", ballast)
 	s.refused(4, "its file system has", "backup", "restore", id, "--to", filepath.Join(m.dir, "out"))
 	entries, err := os.ReadDir(m.dir)
