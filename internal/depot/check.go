@@ -63,8 +63,14 @@ func checked(name string, sealed bool, r check.Report, began time.Time, err erro
 		out.Harmed = append(out.Harmed, b)
 	}
 	if err == nil && out.Lost() {
-		err = contract.Errorf(contract.CodeDamaged, "repository %s: %d objects are lost, which harms %d backups", name, lost, len(out.Harmed)).
-			WithHint("a backup stores again what is lost if its source still has it; to restore what is left: varve backup restore --skip-damaged")
+		hint := "a backup stores again what is lost if its source still has it; to restore what is left: varve backup restore --skip-damaged"
+		switch {
+		case sealed:
+			hint = "which backups that harms a check with a key tells"
+		case len(out.Harmed) == 0:
+			hint = "varve repo prune takes away what is damaged and harms no backup, once its grace is over"
+		}
+		err = contract.Errorf(contract.CodeDamaged, "repository %s: %d objects are lost, which harms %d backups", name, lost, len(out.Harmed)).WithHint("%s", hint)
 	}
 	return out, err
 }

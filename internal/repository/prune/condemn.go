@@ -35,8 +35,8 @@ func (p *pruner) count(inv *inventory, s *survey) {
 	r.LostChunks, r.LostMaps = s.lost, s.lostMaps
 }
 
-// condemn marks the packs of which nothing is needed, and the emptiest of the others until what is waste is little enough. Packs
-// that are younger than the grace may belong to a session that has not told of them yet.
+// condemn marks the packs of which nothing is needed, and the emptiest of the others until what is waste is little enough; and those that are
+// damaged, once all that is needed can be read. Packs that are younger than the grace may belong to a session that has not told of them yet.
 func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
 	t := inv.table
 	var emptiest []uint32
@@ -58,8 +58,15 @@ func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
 			p.report.YoungUntil = later(p.report.YoungUntil, info.putAt().Add(p.grace))
 		}
 	}
+	whole := p.report.LostChunks == 0 && len(p.report.LostMaps) == 0
+	rank := func(n uint32) float64 {
+		if t.packs[n].hurt && whole {
+			return 0
+		}
+		return t.packs[n].part()
+	}
 	slices.SortFunc(emptiest, func(a, b uint32) int {
-		return cmp.Or(cmp.Compare(t.packs[a].part(), t.packs[b].part()), -cmp.Compare(t.packs[a].bytes, t.packs[b].bytes))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), -cmp.Compare(t.packs[a].bytes, t.packs[b].bytes))
 	})
 	var marked []repository.MarkedPack
 	mark := func(n uint32) {
@@ -72,7 +79,7 @@ func (p *pruner) condemn(ctx context.Context, inv *inventory) error {
 	for _, n := range emptiest {
 		info := &t.packs[n]
 		part, bytes := info.part(), float64(info.bytes)
-		if part > 0 && waste <= total/wasteShare {
+		if rank(n) > 0 && waste <= total/wasteShare {
 			break
 		}
 		total -= bytes * (1 - part)

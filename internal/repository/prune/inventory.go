@@ -47,6 +47,7 @@ type packInfo struct {
 	copied    bool // only copies that repairs made are there: see stays
 	named     bool // by a candidate
 	lost      bool // what is in it cannot be read
+	hurt      bool // some of it cannot be read
 	holds     bool // something in it has to be copied before it is deleted
 	keep      bool // it is needed, and cannot be copied
 	deleted   bool

@@ -242,7 +242,7 @@ func (s *survey) readDirectories(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		t.packs[pl.pack].count(pl)
+		s.count(pl)
 	}
 	parity := s.p.repo.Config().Parity
 	var mu sync.Mutex // guards what follows, but for each pack's own
@@ -268,7 +268,7 @@ func (s *survey) readDirectories(ctx context.Context) error {
 			info.frames, info.hashes, info.sealed, info.unindexed = 0, 0, 0, true
 			for i, e := range d.Entries() {
 				pl := place{e.ID, info.packKey.kind(), uint32(n), uint32(i), e.SealedBytes, e.PlainBytes}
-				info.count(pl)
+				s.count(pl)
 				if err := s.more.Add(pl); err != nil {
 					return err
 				}
@@ -415,6 +415,13 @@ func (s *survey) deletes(places []place) bool {
 // stays tells whether a pack can be relied on. One of which there is only a copy that a repair made may have been condemned and deleted
 // before that was put.
 func (p *packInfo) stays() bool { return !p.condemned && !p.copied }
+
+// count takes in what a pack has.
+func (s *survey) count(p place) {
+	info := &s.inv.table.packs[p.pack]
+	info.count(p)
+	info.hurt = info.hurt || s.unusable(p)
+}
 
 func (s *survey) unusable(p place) bool {
 	info := &s.inv.table.packs[p.pack]
