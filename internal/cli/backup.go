@@ -317,6 +317,9 @@ func (t *terminal) showVerified(all []contract.BackupVerification) error {
 	return t.print(all, func(w *table) { drawVerified(w, all) })
 }
 
+// shownMessages is how many of what is wrong with a backup people are shown: one lost pack is a hundred chunks.
+const shownMessages = 5
+
 func drawVerified(w *table, all []contract.BackupVerification) {
 	w.row("BACKUP", "VOLUME", "VERIFIED", "LOST", "TOOK")
 	for _, v := range all {
@@ -339,8 +342,11 @@ func drawVerified(w *table, all []contract.BackupVerification) {
 	}
 	w.row()
 	for _, v := range all {
-		for _, m := range v.Messages {
+		for _, m := range v.Messages[:min(len(v.Messages), shownMessages)] {
 			w.row(v.Backup.ID, oneLine(m))
+		}
+		if more := len(v.Messages) - shownMessages; more > 0 {
+			w.row(v.Backup.ID, fmt.Sprintf("and %d more; -o json has them", more))
 		}
 	}
 }

@@ -139,7 +139,7 @@ func sourceName(s string) (string, error) {
 			return "", err
 		}
 		q.Set("socket", socket)
-		u.RawQuery = q.Encode()
+		u.RawQuery = strings.ReplaceAll(q.Encode(), "%2F", "/") // as people write it
 		return u.String(), nil
 	}
 	return s, nil

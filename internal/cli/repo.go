@@ -211,8 +211,7 @@ func drawRepository(w *table, r contract.Repository) {
 	w.row("chunk size", humanSize(r.ChunkSize))
 	w.row("parity", fmt.Sprintf("%d%%", r.Parity))
 	w.row("grace", (time.Duration(r.GraceSeconds) * time.Second).String())
-	w.row("backups", fmt.Sprintf("%d of %d volumes", r.Backups, r.Volumes))
-	w.field("damaged", damagedBackups(r))
+	w.row("backups", listed(fmt.Sprintf("%d of %d volumes", r.Backups, r.Volumes), damagedBackups(r)))
 	w.field("last backup", localTime(r.LastBackupAt))
 	if u := r.Usage; u != nil {
 		w.row()
@@ -346,6 +345,7 @@ func drawRepoCheck(w *table, c *contract.RepositoryCheck) {
 func drawLost(w *table, id, volume string, whole bool, ranges []contract.Extent) {
 	if whole || len(ranges) == 0 {
 		w.row(id, volume, "all of it", "")
+		return
 	}
 	for _, e := range ranges {
 		w.row(id, volume, e.Offset, e.Length)

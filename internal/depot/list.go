@@ -74,18 +74,14 @@ func (d *Depot) Made(rec *repository.Record, all []repository.Listed) []contract
 	return out
 }
 
-// find looks several up; all are there, or none is returned. Each appears once.
-func (d *Depot) find(ctx context.Context, ids []string) ([]repository.Listed, error) {
-	return d.findAll(ctx, ids, false)
-}
-
-// findAll is find; if lost, a record that cannot be read is found too, as a backup of which nothing is known but its id.
-func (d *Depot) findAll(ctx context.Context, ids []string, lost bool) (out []repository.Listed, err error) {
+// find looks several up; all are there, or none is returned. Each appears once. Of those whose records cannot be read, which are errors
+// unless anyhow, the ids are known.
+func (d *Depot) find(ctx context.Context, ids []string, anyhow bool) (out []repository.Listed, err error) {
 	seen := map[string]bool{}
 	for _, id := range ids {
 		b, err := d.repo.Backup(ctx, id)
-		if its := (*repository.Unreadable)(nil); lost && errors.As(err, &its) {
-			b, err = repository.Listed{Backup: repository.Backup{ID: its.Record}, Record: &repository.Record{ID: its.Record}}, nil
+		if lost, ok := errors.AsType[*repository.Unreadable](err); ok && anyhow {
+			b, err = repository.Listed{Backup: repository.Backup{ID: lost.Record}, Record: &repository.Record{ID: lost.Record}}, nil
 		}
 		if err != nil {
 			return nil, err
@@ -149,10 +145,10 @@ func steps(in []repository.Step) []contract.Step {
 	return out
 }
 
-// Delete deletes backups, all of them or, as far as they can be found, none; others are not harmed. A record that cannot be read is deleted as a whole. Space is
-// given back by prune.
+// Delete deletes backups, all of them or, as far as they can be found, none; others are not harmed. Space is given back by prune, which
+// a record that cannot be read stops: it is deleted with all its backups.
 func (d *Depot) Delete(ctx context.Context, ids []string) ([]contract.Backup, error) {
-	found, err := d.findAll(ctx, ids, true)
+	found, err := d.find(ctx, ids, true)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 
 // Verify reads backups as a restore does. The error, with the code of damage, says so if something is lost; then the result tells what.
 func (d *Depot) Verify(ctx context.Context, ids []string, progress Progress) ([]contract.BackupVerification, error) {
-	found, err := d.find(ctx, ids)
+	found, err := d.find(ctx, ids, false)
 	if err != nil {
 		return nil, err
 	}

@@ -42,8 +42,11 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 		if err == nil && why == "" && before != "" && written(guard) != before {
 			why = "somebody has written to it"
 		}
-		if err != nil || why != "" {
-			return fmt.Errorf("back up %s: %s: %w", f.Source, why, ErrChanged)
+		switch {
+		case err != nil:
+			return err
+		case why != "":
+			return fmt.Errorf("%s: %w", why, ErrChanged)
 		}
 		return nil
 	}

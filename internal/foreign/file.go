@@ -40,11 +40,11 @@ func (s *Source) openFile(f contract.ForeignSource) error {
 	}
 	s.still = func() error {
 		if leased && !holds(guard) {
-			return fmt.Errorf("back up %s: somebody opened it for writing: %w", f.Source, ErrChanged)
+			return fmt.Errorf("somebody opened it for writing: %w", ErrChanged)
 		}
 		after, err := os.Stat(f.Source)
 		if err != nil || !os.SameFile(before, after) || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
-			return fmt.Errorf("back up %s: %w", f.Source, ErrChanged)
+			return ErrChanged
 		}
 		return nil
 	}

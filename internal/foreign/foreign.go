@@ -57,13 +57,14 @@ type Source struct {
 	// Changes visits what the bitmap calls dirty, in ascending order; nil without one.
 	Changes func(ctx context.Context, visit func(offset, length int64) error) error
 
+	name   string
 	still  func() error // ErrChanged
 	closed []func()
 }
 
 // Open opens what f names. Its code is refused for ErrLive.
 func Open(ctx context.Context, f contract.ForeignSource) (*Source, error) {
-	s := &Source{Consistency: crash}
+	s := &Source{Consistency: crash, name: f.Source}
 	err := s.open(ctx, f)
 	if err != nil {
 		s.Close()
@@ -127,7 +128,10 @@ func (s *Source) Unchanged() error {
 	if s.still == nil || s.Consistency == none {
 		return nil
 	}
-	return s.still()
+	if err := s.still(); err != nil {
+		return fmt.Errorf("back up %s: %w", s.name, err)
+	}
+	return nil
 }
 
 // Close closes the device and gives locks back.
