@@ -14,6 +14,7 @@ import (
 	"varve/internal/block"
 	"varve/internal/contract"
 	"varve/internal/image"
+	"varve/internal/objects/open"
 	"varve/internal/repository"
 	"varve/internal/vfs"
 )
@@ -66,6 +67,9 @@ func (d *Depot) RestoreFile(ctx context.Context, r contract.RestoreBackup, progr
 	}
 	if !filepath.IsAbs(r.ToFile) {
 		return contract.BackupRestore{}, contract.Errorf(contract.CodeUsage, "restore to %q: the path is not absolute", r.ToFile)
+	}
+	if l, err := open.Parse(d.repo.URL()); err == nil && l.Dir != "" && vfs.Within(vfs.Resolved(l.Dir), vfs.Resolved(r.ToFile)) {
+		return contract.BackupRestore{}, contract.Errorf(contract.CodeRefused, "restore to %s: it lies in the repository", r.ToFile).WithHint("name a file elsewhere")
 	}
 	info, err := os.Stat(r.ToFile)
 	onDevice := err == nil && info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0
