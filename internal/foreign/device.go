@@ -24,7 +24,12 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 	}
 	s.atEnd(func() { device.Close() })
 	s.Device, s.Warnings = device, append(s.Warnings, info.Warnings...)
-	guard, err := os.OpenFile(f.Source, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	return s.watchDevice(f, f.Source)
+}
+
+// watchDevice is watch for a block device.
+func (s *Source) watchDevice(f contract.ForeignSource, path string) error {
+	guard, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return cause(err)
 	}
@@ -35,9 +40,9 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 		return err
 	}
 	if why != "" {
-		return s.live(f, why)
+		return s.live(f, path, why)
 	}
-	s.still = func() error {
+	s.stills = append(s.stills, func() error {
 		why, err := used(guard)
 		if err == nil && why == "" && before != "" && written(guard) != before {
 			why = "somebody has written to it"
@@ -49,7 +54,7 @@ func (s *Source) openDevice(f contract.ForeignSource) error {
 			return fmt.Errorf("%s: %w", why, ErrChanged)
 		}
 		return nil
-	}
+	})
 	return nil
 }
 

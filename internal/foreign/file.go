@@ -15,13 +15,51 @@ import (
 
 // openFile opens a raw or qcow2 file.
 func (s *Source) openFile(f contract.ForeignSource) error {
-	guard, err := os.OpenFile(f.Source, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err := s.watchFile(f, f.Source); err != nil {
+		return err
+	}
+	device, info, err := image.Open(f.Source, f.Format)
+	if err != nil {
+		return err
+	}
+	if len(info.Files) > 1 {
+		device.Close() // to be opened again once nobody writes to what is behind it
+		for _, backing := range info.Files[1:] {
+			if err := s.watch(f, backing); err != nil {
+				return err
+			}
+		}
+		if device, info, err = image.Open(f.Source, f.Format); err != nil {
+			return err
+		}
+	}
+	s.Device = &leasedDevice{Device: device, s: s}
+	s.Warnings = append(s.Warnings, info.Warnings...)
+	s.atEnd(func() { device.Close() })
+	return nil
+}
+
+// watch sees to it that nobody writes to a file or block device, or that it is noticed.
+func (s *Source) watch(f contract.ForeignSource, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Mode().IsRegular() {
+		return s.watchFile(f, path)
+	}
+	return s.watchDevice(f, path)
+}
+
+// watchFile is watch for a file.
+func (s *Source) watchFile(f contract.ForeignSource, path string) error {
+	guard, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return cause(err)
 	}
 	s.atEnd(func() { guard.Close() })
 	if err := unix.Flock(int(guard.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		if err := s.live(f, "another program has it locked"); err != nil {
+		if err := s.live(f, path, "another program has it locked"); err != nil {
 			return err
 		}
 	}
@@ -29,32 +67,28 @@ func (s *Source) openFile(f contract.ForeignSource) error {
 	if s.Consistency != none { // else a lease would only have others wait who are welcome to write
 		var why string
 		if leased, why = lease(guard); why != "" {
-			if err := s.live(f, why); err != nil {
+			if err := s.live(f, path, why); err != nil {
 				return err
 			}
 		}
+	}
+	if leased {
+		s.leases = append(s.leases, guard)
 	}
 	before, err := guard.Stat()
 	if err != nil {
 		return cause(err)
 	}
-	s.still = func() error {
+	s.stills = append(s.stills, func() error {
 		if leased && !holds(guard) {
-			return fmt.Errorf("somebody opened it for writing: %w", ErrChanged)
+			return fmt.Errorf("somebody opened %s for writing: %w", path, ErrChanged)
 		}
-		after, err := os.Stat(f.Source)
+		after, err := os.Stat(path)
 		if err != nil || !os.SameFile(before, after) || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
 			return ErrChanged
 		}
 		return nil
-	}
-	device, info, err := image.Open(f.Source, f.Format)
-	if err != nil {
-		return err
-	}
-	s.Device = &leasedDevice{Device: device, s: s, guard: guard, leased: leased}
-	s.Warnings = append(s.Warnings, info.Warnings...)
-	s.atEnd(func() { device.Close() })
+	})
 	return nil
 }
 
@@ -83,16 +117,19 @@ func holds(f *os.File) bool {
 // leasedDevice gives a lease back as soon as somebody waits for it, and fails from then on.
 type leasedDevice struct {
 	block.Device
-	s      *Source
-	guard  *os.File
-	leased bool
+	s *Source
 }
 
 // ReadAt implements block.Device.
 func (d *leasedDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if d.leased && !holds(d.guard) {
-		_, _ = unix.FcntlInt(d.guard.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
-		return d.s.still()
+	for _, guard := range d.s.leases {
+		if d.s.Consistency != none && holds(guard) {
+			continue
+		}
+		_, _ = unix.FcntlInt(guard.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+		if err := d.s.still(); err != nil {
+			return err
+		}
 	}
 	return d.Device.ReadAt(ctx, p, off)
 }

@@ -6,7 +6,7 @@
 // writing to it, and refuses it if so (ErrLive), unless that is allowed; then what is
 // read is of no one instant, and its consistency is none. How it is found out:
 //
-//   - A regular file. A shared lock (flock) is taken, so that those who use such
+//   - A regular file, and each of its backing files. A shared lock (flock) is taken, so that those who use such
 //     locks stay away; a file that QEMU writes to is never read behind its back; and the kernel is asked for a
 //     read lease, which it gives for a file that nobody has open for writing, and
 //     which ends when somebody opens it so. Where leases are not given (another
@@ -58,7 +58,8 @@ type Source struct {
 	Changes func(ctx context.Context, visit func(offset, length int64) error) error
 
 	name   string
-	still  func() error // ErrChanged
+	leases []*os.File     // under which files are read
+	stills []func() error // of each file and device that it is read from: ErrChanged
 	closed []func()
 }
 
@@ -111,8 +112,11 @@ func (s *Source) open(ctx context.Context, f contract.ForeignSource) error {
 	}
 }
 
-// live is what becomes of a disk that somebody may write to.
-func (s *Source) live(f contract.ForeignSource, why string) error {
+// live is what becomes of a disk that somebody may write to, to a file of it.
+func (s *Source) live(f contract.ForeignSource, path, why string) error {
+	if path != f.Source {
+		why = "its backing file " + path + ": " + why
+	}
 	if !f.AllowInconsistent {
 		return contract.Errorf(contract.CodeRefused, "%s: %s", ErrLive, why).
 			WithHint("stop it, or back up a snapshot of it; to have a copy that may be of no one instant: --allow-inconsistent")
@@ -125,11 +129,21 @@ func (s *Source) live(f contract.ForeignSource, why string) error {
 // Unchanged is ErrChanged if somebody may have written to the disk since it was opened, which is looked at once all is read. Of one that was
 // allowed to be written to, it is nil.
 func (s *Source) Unchanged() error {
-	if s.still == nil || s.Consistency == none {
-		return nil
-	}
 	if err := s.still(); err != nil {
 		return fmt.Errorf("back up %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// still is ErrChanged if somebody may have written to it, and that is not allowed.
+func (s *Source) still() error {
+	for _, still := range s.stills {
+		if s.Consistency == none {
+			return nil
+		}
+		if err := still(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

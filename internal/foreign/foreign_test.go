@@ -265,3 +265,28 @@ func TestWritersWaitForNothingWhereTheyAreAllowed(t *testing.T) {
 	}
 	w.Close()
 }
+
+// What an overlay does not hold is read from its backing file, which has to stand still too.
+func TestABackingFileThatIsWrittenToIsRefused(t *testing.T) {
+	base, content := raw(t)
+	overlay := base + ".qcow2"
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, overlay)
+	f, err := os.OpenFile(base, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, contract.ForeignSource{Source: overlay}, "its backing file "+base)
+	f.Close()
+	s := opened(t, contract.ForeignSource{Source: overlay})
+	imagetest.CheckContent(t, s.Device, content)
+	if err := s.Unchanged(); err != nil || s.Consistency != "crash" {
+		t.Fatal(s.Consistency, err)
+	}
+	write(t, base+".new", content)
+	if err := os.Rename(base+".new", base); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unchanged(); !errors.Is(err, foreign.ErrChanged) {
+		t.Fatalf("replaced: %v", err)
+	}
+}

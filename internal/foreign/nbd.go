@@ -48,7 +48,7 @@ func (s *Source) openNBD(ctx context.Context, f contract.ForeignSource) error {
 		}
 	}
 	if c.Info().Flags&nbd.FlagReadOnly == 0 {
-		return s.live(f, "the export can be written, so others may be writing to it")
+		return s.live(f, f.Source, "the export can be written, so others may be writing to it")
 	}
 	return nil
 }

@@ -59,6 +59,8 @@ const (
 // Info describes an open image.
 type Info struct {
 	Format string // Raw or Qcow2
+	// Files are the names of the files that it is read from: its own, and those of its backing files.
+	Files []string
 	// Warnings are what a user should know: what was ignored or added.
 	Warnings []string
 }
@@ -88,11 +90,12 @@ func Open(path, formatName string) (block.Device, Info, error) {
 		device.Close()
 		return nil, Info{}, fmt.Errorf("open %s: %w", path, ErrEmpty)
 	}
-	return device, Info{Format: string(kind), Warnings: device.Warnings()}, nil
+	return device, Info{Format: string(kind), Files: device.Files(), Warnings: device.Warnings()}, nil
 }
 
 type imageDevice interface {
 	block.Device
+	Files() []string
 	Warnings() []string
 }
 

@@ -145,6 +145,15 @@ func (im *Image) checkL1(ctx context.Context) error {
 	return nil
 }
 
+// Files are the names of the files that the disk is read from: the image's own, and those of its backing files.
+func (im *Image) Files() []string {
+	files := []string{im.path}
+	if b, ok := im.backing.(interface{ Files() []string }); ok {
+		files = append(files, b.Files()...)
+	}
+	return files
+}
+
 // Warnings says what a user should know about the images of the chain.
 func (im *Image) Warnings() []string {
 	list := append([]string(nil), im.warnings...)

@@ -114,6 +114,9 @@ func (d *Device) SizeBytes() int64 { return d.sizeBytes }
 // FileInfo describes the open file; os.SameFile tells whether two devices are one file.
 func (d *Device) FileInfo() (os.FileInfo, error) { return d.f.Stat() }
 
+// Files is the name of the file.
+func (d *Device) Files() []string { return []string{d.path} }
+
 // Warnings says what a user should know about the image.
 func (d *Device) Warnings() []string {
 	if d.sizeBytes == d.fileBytes {
