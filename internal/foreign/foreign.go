@@ -12,8 +12,9 @@
 //     which ends when somebody opens it so. Where leases are not given (another
 //     user's file, some file systems) the open files of all processes that can be seen are
 //     looked through. At the end size and times must be those of the beginning.
-//   - A block device. It, or a partition of it, must not be mounted for
-//     writing, swapped to, or part of another device; and no process that can be seen has it open for writing.
+//   - A block device. It, a partition of it, or what it is a partition of, must not be mounted for
+//     writing, swapped to, or part of another device; and no process that can be seen has it open for writing. At the
+//     end the kernel must have counted no more sectors as written than at the beginning.
 //   - An NBD export. The server says whether it can be written. If it can, anybody
 //     else may: nobody could tell. If it cannot, it is taken to stand still: that
 //     it is a snapshot's, and not a running disk's, is up to who exports it.
