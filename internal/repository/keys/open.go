@@ -107,14 +107,20 @@ func wrongKey(u Unlock, why string, slots []*slot, lost error) error {
 	default:
 		b.WriteString("a passphrase or an age identity is needed")
 	}
-	b.WriteString("; it has ")
+	if len(slots) == 0 {
+		b.WriteString("; it has no passphrases, only age recipients")
+	} else {
+		b.WriteString("; it has ")
+	}
 	for _, s := range slots[:min(len(slots), maxNames)] {
 		b.WriteString(name(s.Method) + ", ")
 	}
 	if more := len(slots) - maxNames; more > 0 {
 		fmt.Fprintf(&b, "%d more, ", more)
 	}
-	b.WriteString("and perhaps age recipients")
+	if len(slots) > 0 {
+		b.WriteString("and perhaps age recipients")
+	}
 	err := fmt.Errorf("%w: %s", ErrWrongKey, b.String())
 	if lost != nil {
 		err = fmt.Errorf("%w; %w", err, lost)

@@ -164,7 +164,7 @@ func (p *present) newestReadable(ctx context.Context, st objects.Store, reposito
 		}
 	}
 	if wrong == nil {
-		wrong = fmt.Errorf("the repository has no keys: %w", envelope.ErrLost)
+		wrong = fmt.Errorf("the repository has no keys, but if they were exported the export opens it: %w", envelope.ErrLost)
 	}
 	return nil, unreadable, wrong
 }
