@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"varve/internal/block/memdisk"
@@ -449,72 +448,5 @@ func TestUnavailable(t *testing.T) {
 	_, err = Open(t.Context(), a, Options{})
 	if r := Unavailable("x", a, err); r.State != contract.RepositoryFailed {
 		t.Errorf("%+v", r)
-	}
-}
-
-// A backup that is made is told of, though the store goes away as soon as its record is there.
-func TestABackupThatIsMadeIsToldOf(t *testing.T) {
-	f := newFixture(t, repository.CreateOptions{})
-	var made atomic.Bool
-	f.store.SetHook(func(_ context.Context, c faulty.Call) error {
-		if c.Op == faulty.List && c.Name == "backups/" && made.Load() {
-			return objects.ErrUnavailable
-		}
-		if c.Op == faulty.Put && strings.HasPrefix(c.Name, "backups/") {
-			made.Store(true)
-		}
-		return nil
-	})
-	b := f.backUp(t, contract.BackupAuto)
-	f.store.SetHook(nil)
-	if !made.Load() || b.ID == "" || b.Type != contract.BackupFull || b.Size != int64(len(f.content)) || b.State != contract.BackupGood || b.StoredAt != nil {
-		t.Fatalf("%v: %+v", made.Load(), b)
-	}
-	listed, err := f.Backup(t.Context(), b.ID)
-	if err != nil || listed.StoredAt == nil {
-		t.Fatal(listed, err)
-	}
-	if listed.StoredAt = nil; fmt.Sprintf("%+v", listed) != fmt.Sprintf("%+v", b) {
-		t.Errorf("it is told as\n%+v, and listed as\n%+v", b, listed)
-	}
-}
-
-// A backup that is damaged does not keep the others from being copied, and is named.
-func TestACopyOfAllGoesAroundDamage(t *testing.T) {
-	f := newFixture(t, repository.CreateOptions{})
-	lost := f.backUp(t, contract.BackupAuto)
-	for _, name := range f.store.Names() {
-		if strings.HasPrefix(name, "packs/") {
-			f.store.Lose(name)
-		}
-	}
-	f.again(t)
-	f.content = noise(9, 1<<20)
-	sound := f.backUp(t, contract.BackupFull)
-	g := newFixture(t, repository.CreateOptions{})
-	done, err := Copy(t.Context(), f.Depot, g.Depot, contract.CopyRepository{}, nil)
-	if codeOf(err) != contract.CodeDamaged || !strings.Contains(err.Error(), lost.ID) || strings.Contains(err.Error(), sound.ID) {
-		t.Errorf("copying all: %v", err)
-	}
-	if len(done.Copied) != 1 || done.Copied[0].ID != sound.ID {
-		t.Errorf("%+v", done)
-	}
-	if _, err := Copy(t.Context(), f.Depot, g.Depot, contract.CopyRepository{Backups: []string{lost.ID, sound.ID}}, nil); codeOf(err) != contract.CodeDamaged {
-		t.Errorf("copying what is damaged: %v", err)
-	}
-	if all, _, err := g.Backups(t.Context(), ""); err != nil || len(all) != 1 {
-		t.Errorf("there are %d backups there, %v", len(all), err)
-	}
-}
-
-// What a backup took is the same when it is made and when it is looked up by somebody else.
-func TestWhatABackupTookIsToldAlike(t *testing.T) {
-	f := newFixture(t, repository.CreateOptions{})
-	made := f.backUp(t, contract.BackupAuto)
-	f.again(t)
-	later, err := f.Backup(t.Context(), made.ID)
-	if err != nil || later.StoredBytes != made.StoredBytes || later.Objects != made.Objects || later.Requests != made.Requests {
-		t.Errorf("made: %d bytes in %d objects by %d requests, later %d in %d by %d; %v", made.StoredBytes, made.Objects, made.Requests,
-			later.StoredBytes, later.Objects, later.Requests, err)
 	}
 }
