@@ -4,6 +4,7 @@
 
 GO       ?= go
 FUZZTIME ?= 30s
+SOAK     ?= 10m
 
 GOLANGCI_VERSION := v2.12.2
 GOLANGCI         := bin/golangci-lint-$(GOLANGCI_VERSION)
@@ -59,6 +60,10 @@ fuzz: ## every fuzz target for FUZZTIME each
 			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
 		done; \
 	done
+
+.PHONY: soak
+soak: packages s3server ## two hosts over one bucket that goes away, for SOAK; SEED repeats the choices of a run
+	VARVE_TEST_SOAK=$(SOAK) VARVE_TEST_SEED=$(SEED) $(GO) test ./test/clients -run TwoHosts -v -timeout 0
 
 .PHONY: bench
 bench: build s3server ## beside qemu-nbd, nbdkit, restic, borg: bench/RESULTS.md; BENCH holds its flags (-h tells)

@@ -41,6 +41,9 @@ var (
 var program string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		os.Exit(serveAhead(os.Args[2:]))
+	}
 	flag.Parse()
 	status, err := prepareAndRun(m)
 	if err != nil {
@@ -101,7 +104,7 @@ func runApart() (status int, err error) {
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 
 	again := exec.Command("/proc/self/exe", os.Args[1:]...)
-	again.Env = append(os.Environ(), scratchRoot+"="+dir)
+	again.Env = append(os.Environ(), scratchRoot+"="+dir, "TMPDIR="+dir)
 	again.Stdin, again.Stdout, again.Stderr = os.Stdin, os.Stdout, os.Stderr
 	again.SysProcAttr = &syscall.SysProcAttr{Unshareflags: flags, Pdeathsig: syscall.SIGKILL}
 	err = again.Run()

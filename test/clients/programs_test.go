@@ -69,7 +69,12 @@ type outcome struct {
 
 // execute runs a program to its end in dir; it may be called from any goroutine.
 func execute(dir, name string, args ...string) outcome {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	return executeWithin(patience, dir, name, args...)
+}
+
+// executeWithin is execute with another patience.
+func executeWithin(limit time.Duration, dir, name string, args ...string) outcome {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := command(ctx, name, args...)
 	cmd.Dir = dir

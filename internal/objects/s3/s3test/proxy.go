@@ -24,6 +24,7 @@ type Proxy struct {
 	closed  bool
 	conns   map[net.Conn]struct{}
 	goOn    chan struct{} // nil, or closed when a stall ends
+	stalls  [2]*stall     // that are to come, by direction
 	cuts    [2]int64      // bytes until a connection is cut, by direction
 	cutting [2]bool
 }
@@ -59,14 +60,36 @@ func NewProxy(t testing.TB, target string, delay time.Duration) *Proxy {
 	return p
 }
 
-// Stall stops all bytes, on connections that are there and come, or lets them go on.
+// Stall stops all bytes, on connections that are there and come, or lets them go on; then no stall is to come any more.
 func (p *Proxy) Stall(stalled bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case stalled && p.goOn == nil:
+	if !stalled {
+		p.stalls = [2]*stall{}
+		p.resume()
+	} else if p.goOn == nil {
 		p.goOn = make(chan struct{})
-	case !stalled && p.goOn != nil:
+	}
+}
+
+// stall is one that is to come.
+type stall struct {
+	bytes int64 // until then
+	begun chan struct{}
+}
+
+// StallAfter stalls the line, as Stall does, when so many bytes have gone in a direction from now on, over all connections; what it
+// returns is closed then. Until then it goes on.
+func (p *Proxy) StallAfter(d Direction, bytes int64) (begun <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stalls[d] = &stall{bytes, make(chan struct{})}
+	p.resume()
+	return p.stalls[d].begun
+}
+
+func (p *Proxy) resume() {
+	if p.goOn != nil {
 		close(p.goOn)
 		p.goOn = nil
 	}
@@ -184,13 +207,22 @@ func (p *Proxy) forward(d Direction, to, from net.Conn) {
 // pass waits while the line is stalled, and tells which of these bytes go through, and whether the line breaks behind them.
 func (p *Proxy) pass(d Direction, bytes []byte) (through []byte, cut bool) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.stalls[d]; s != nil && s.bytes < int64(len(bytes)) {
+		p.stalls[d] = nil
+		close(s.begun)
+		if p.goOn == nil && !p.closed {
+			p.goOn = make(chan struct{})
+		}
+	} else if s != nil {
+		s.bytes -= int64(len(bytes))
+	}
 	for p.goOn != nil {
 		resumed := p.goOn
 		p.mu.Unlock()
 		<-resumed
 		p.mu.Lock()
 	}
-	defer p.mu.Unlock()
 	if !p.cutting[d] {
 		return bytes, false
 	}
