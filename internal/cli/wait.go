@@ -41,12 +41,22 @@ func (t *terminal) follow(job contract.Job) (contract.Job, error) {
 	for !job.State.Final() {
 		next, err := t.client.Job(t.ctx, job.ID, every)
 		if err != nil {
-			return job, err
+			return job, forgotten(job, err)
 		}
 		job = next
 		draw(job.Progress)
 	}
 	return job, outcome(job)
+}
+
+// forgotten tells of a job that was there just now, and is not, why that is.
+func forgotten(job contract.Job, err error) error {
+	var told *contract.Error
+	if !errors.As(err, &told) || told.Code != contract.CodeNotFound {
+		return err
+	}
+	return contract.Errorf(contract.CodeFailed, "%s of %s: the daemon was started again meanwhile, and has no job %s", job.Kind, job.Object, job.ID).
+		WithHint("see whether it was done; if not, do it again")
 }
 
 // bar draws how much is done of something, from 0 to 1, if somebody looks.

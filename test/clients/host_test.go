@@ -156,7 +156,7 @@ var errNotDone = errors.New("not done")
 // excuses are what such a command says.
 var excuses = []string{
 	"store unavailable", "what it builds on is gone", "the session was given up", "no such backup", "is being filled from it",
-	"no daemon answers", "ask the daemon", "read the daemon's answer", "the daemon is stopping",
+	"no daemon answers", "ask the daemon", "read the daemon's answer", "the daemon is stopping", "the daemon was started again",
 }
 
 // do runs a command of varve. What it cannot do it has to say: errNotDone.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"varve/internal/block"
@@ -109,4 +110,26 @@ func TestRollbackUnderAConnection(t *testing.T) {
 	must(t, writer.Close(), "close")
 	d.varve("snapshot", "rollback", "web@"+kept.Name)
 	holds(reader, after)
+}
+
+// A command that waits for a job when its daemon is killed and started again ends, and says so.
+func TestACommandWhoseDaemonIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(scratch(t), "d")
+	d := serve(t, data)
+	d.varve("repo", "init", "home", filepath.Join(scratch(t), "repo"), "--no-encryption")
+	d.varve("volume", "create", "web", "--size", "4M")
+	noise := make([]byte, 4<<20)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	must(t, write(d.connect("web"), noise, 0), "write")
+	ended := make(chan outcome, 1)
+	go func() { ended <- d.try("backup", "create", "web", "--repo", "home", "--limit", "64K") }()
+	await(t, "a backup is made", func() bool { return len(ask[[]contract.Snapshot](d, "snapshot", "list")) > 0 })
+	d.kill()
+	serve(t, data)
+	o := <-ended
+	first, _, _ := strings.Cut(o.stderr, "\n")
+	if o.status != 1 || !strings.Contains(first, "daemon") {
+		t.Fatalf("status %d, %v: %s", o.status, o.err, o.stderr)
+	}
 }
