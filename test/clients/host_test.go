@@ -36,6 +36,7 @@ type host struct {
 	mu         sync.Mutex // guards what follows
 	failed     []error    // what must not be
 	busy       map[*volume]bool
+	commands   map[string]int // that have ended, by what they said; "" if they are done
 }
 
 // volume is one of a host, and what it holds.
@@ -48,6 +49,7 @@ type volume struct {
 
 const (
 	stepsInRound = 14
+	mostBackups  = 30 // about
 	minBlocks    = zoneBlocks * 8
 	mostBlocks   = 3 * minBlocks
 	// commandLimit is longer than the daemon has patience with a store.
@@ -58,7 +60,7 @@ func newHost(w *world, number int, seed uint64) *host {
 	w.t.Helper()
 	h := &host{
 		w: w, number: number, random: rand.New(rand.NewPCG(seed, uint64(number)+1)), line: w.line(), last: stamp(number+1) << 32,
-		dir: filepath.Join(scratch(w.t), "d"), busy: map[*volume]bool{},
+		dir: filepath.Join(scratch(w.t), "d"), busy: map[*volume]bool{}, commands: map[string]int{},
 	}
 	h.place = w.place(h.line, shared)
 	h.begin()
@@ -163,15 +165,23 @@ var excuses = []string{
 func (h *host) do(args ...string) (stdout string, err error) {
 	o := executeWithin(commandLimit, "", program, append([]string{"--data", h.dir, "-o", "json"}, args...)...)
 	if o.status == 0 {
+		h.count("")
 		return o.stdout, nil
 	}
-	err = fmt.Errorf("varve %q: status %v, %v: %s", args, o.status, o.err, o.stderr)
+	err = fmt.Errorf("varve %q: status %d, %v: %s", args, o.status, o.err, o.stderr)
 	first, _, _ := strings.Cut(o.stderr, "\n")
-	excused := func(words string) bool { return strings.Contains(first, words) }
-	if (o.status == 1 || o.status == 3 || o.status == 4) && strings.HasPrefix(first, "varve: ") && slices.ContainsFunc(excuses, excused) {
-		return "", fmt.Errorf("%w: %w", errNotDone, err)
+	at := slices.IndexFunc(excuses, func(words string) bool { return strings.Contains(first, words) })
+	if at < 0 || !slices.Contains([]int{1, 3, 4}, o.status) || !strings.HasPrefix(first, "varve: ") {
+		return "", err
 	}
-	return "", err
+	h.count(excuses[at])
+	return "", fmt.Errorf("%w: %w", errNotDone, err)
+}
+
+func (h *host) count(excuse string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.commands[excuse]++
 }
 
 // command is do where nothing depends on whether it is done.
@@ -286,6 +296,9 @@ func (h *host) idle() (volumes []*volume, release func()) {
 
 // backUpSome makes a backup of one volume or of several at one instant: of what they hold, or of a snapshot while the host goes on.
 func (h *host) backUpSome() error {
+	if _, count := h.w.any(h.random, ""); count > mostBackups {
+		return h.deleteOne()
+	}
 	volumes, release := h.idle()
 	if len(volumes) == 0 {
 		return h.patch()
@@ -326,7 +339,7 @@ func (h *host) backUp(args []string) error {
 
 // deleteOne deletes a backup of any host's.
 func (h *host) deleteOne() error {
-	k := h.w.any(h.random, func(attempted) bool { return false })
+	k, _ := h.w.any(h.random, "")
 	if k == nil {
 		return h.patch()
 	}
@@ -344,7 +357,7 @@ func (h *host) deleteOne() error {
 
 // withAny runs a command on any backup.
 func (h *host) withAny(args func(id string) []string) error {
-	k := h.w.any(h.random, func(attempted) bool { return false })
+	k, _ := h.w.any(h.random, "")
 	if k == nil {
 		return h.patch()
 	}
@@ -365,7 +378,7 @@ func (w *world) missing(k *kept, err error) error {
 // restoreInPlace makes a volume what one of its backups holds.
 func (h *host) restoreInPlace() error {
 	v := h.volumes[h.random.IntN(len(h.volumes))]
-	k := h.w.any(h.random, func(a attempted) bool { return a.volume != v.id })
+	k, _ := h.w.any(h.random, v.id)
 	if k == nil || v.inplace && len(k.want) != len(v.now) {
 		return h.patch()
 	}
@@ -386,7 +399,7 @@ func (h *host) restoreInstantly() error {
 	if len(h.volumes) > 2 {
 		return h.drop(h.volumes[2])
 	}
-	k := h.w.any(h.random, func(attempted) bool { return false })
+	k, _ := h.w.any(h.random, "")
 	if k == nil {
 		return h.patch()
 	}

@@ -72,13 +72,16 @@ func TestTwoHostsOverOneBucket(t *testing.T) {
 		}
 	}
 	w.end()
-	there, all := 0, 0
+	there := 0
 	for _, k := range w.backups {
-		if all++; k.there {
+		if k.there {
 			there++
 		}
 	}
-	t.Logf("%d rounds in %v, %d backups of %d attempts", rounds, time.Since(began).Round(time.Second), there, all)
+	t.Logf("%d rounds in %v, %d backups of %d attempts", rounds, time.Since(began).Round(time.Second), there, len(w.backups))
+	for _, h := range w.hosts {
+		t.Logf("commands, by what stood in their way: %v", h.commands)
+	}
 }
 
 // variable is what an environment variable says; without it otherwise.
@@ -150,7 +153,7 @@ func (w *world) round() {
 func (w *world) disturb(over <-chan struct{}) {
 	w.t.Helper()
 	lasting := func(limit time.Duration) {
-		if w.length > time.Minute && w.random.IntN(20) == 0 {
+		if w.length > time.Minute && w.random.IntN(50) == 0 {
 			limit = 50 * time.Second // longer than anybody waits for a line
 		}
 		select {
@@ -223,21 +226,22 @@ func (w *world) made(all []contract.Backup) error {
 	return nil
 }
 
-// any picks a backup that is there, as far as anybody knows; nil if there is none.
-func (w *world) any(random *rand.Rand, but func(attempted) bool) *kept {
+// any picks a backup that is there, as far as anybody knows, of a volume, or of any if that is empty; nil if there is none. count is how many
+// there are.
+func (w *world) any(random *rand.Rand, volume string) (k *kept, count int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []*kept
 	for a, k := range w.backups {
-		if k.there && !k.gone && !but(a) {
+		if k.there && !k.gone && (volume == "" || a.volume == volume) {
 			out = append(out, k)
 		}
 	}
 	if len(out) == 0 {
-		return nil
+		return nil, 0
 	}
 	slices.SortFunc(out, func(a, b *kept) int { return cmp.Compare(a.id, b.id) })
-	return out[random.IntN(len(out))]
+	return out[random.IntN(len(out))], len(out)
 }
 
 // settle looks at all backups when nothing is under way: both hosts list the same, what is listed is right, and nothing else is there.
@@ -288,9 +292,11 @@ func (w *world) end() {
 	}
 	w.hosts[0].varve("repo", "check", "away")
 	w.settle()
-	for i, b := range w.hosts[0].backups() {
-		w.hosts[i%2].varve("backup", "delete", b.ID, "--repo", "away")
+	args := []string{"backup", "delete", "--repo", "away"}
+	for _, b := range w.hosts[0].backups() {
+		args = append(args, b.ID)
 	}
+	w.hosts[1].varve(args...)
 	w.remove(shared, "pins/") // those of daemons that were killed hold for half an hour
 	await(w.t, "what nothing needs is given back", func() bool {
 		for _, h := range w.hosts {
