@@ -168,7 +168,7 @@ func (h *host) do(args ...string) (stdout string, err error) {
 		h.count("")
 		return o.stdout, nil
 	}
-	err = fmt.Errorf("varve %q: status %d, %v: %s", args, o.status, o.err, o.stderr)
+	err = errors.Join(fmt.Errorf("varve %q: status %d: %s", args, o.status, o.stderr), o.err)
 	first, _, _ := strings.Cut(o.stderr, "\n")
 	at := slices.IndexFunc(excuses, func(words string) bool { return strings.Contains(first, words) })
 	if at < 0 || !slices.Contains([]int{1, 3, 4}, o.status) || !strings.HasPrefix(first, "varve: ") {
@@ -370,7 +370,7 @@ func (w *world) missing(k *kept, err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil && strings.Contains(err.Error(), "no such backup") && !k.doubt && !k.gone {
-		return fmt.Errorf("a backup is missing that nobody has deleted: %s", err)
+		return fmt.Errorf("a backup is missing that nobody has deleted: %w", err)
 	}
 	return unlessExcused(err)
 }

@@ -153,8 +153,13 @@ func (w *world) round() {
 func (w *world) disturb(over <-chan struct{}) {
 	w.t.Helper()
 	lasting := func(limit time.Duration) {
-		if w.length > time.Minute && w.random.IntN(50) == 0 {
-			limit = 50 * time.Second // longer than anybody waits for a line
+		if w.length > time.Minute {
+			switch w.random.IntN(50) {
+			case 0:
+				limit = 50 * time.Second // longer than anybody waits for a line
+			case 1, 2, 3, 4:
+				limit = 20 * time.Second // or for a server
+			}
 		}
 		select {
 		case <-time.After(time.Duration(w.random.Int64N(int64(limit)))):
