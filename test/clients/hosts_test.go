@@ -120,7 +120,7 @@ func newWorld(t *testing.T) *world {
 	} else {
 		init = append(init, "--no-encryption")
 	}
-	t.Logf("varve %q", init)
+	t.Logf("varve %q, versions: %v", init, w.kind == s3test.Versioned)
 	run(t, program, append(init, w.open...)...)
 	for n := range 2 {
 		w.hosts = append(w.hosts, newHost(w, n, seed))

@@ -3,6 +3,7 @@ package clients
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -115,7 +116,7 @@ type work struct {
 }
 
 const (
-	siteBytes = 6 << 20
+	siteBytes = 3 << 20
 	part      = siteBytes / 4
 )
 
@@ -225,14 +226,17 @@ func (s *site) restoreInstantly() outcome {
 		read <- execute("", "qemu-io", "-f", "raw", "-r", "-c", fmt.Sprintf("read -q %d 4k", siteBytes-block.Size), s.uri("fast"))
 	}()
 	var filled outcome
-	holdsInTime(func() bool { // the job may be forgotten by its id, not by what it has done
+	inTime := holdsInTime(func() bool { // the job may be forgotten by its id, not by what it has done
 		filled = s.try("volume", "fill", "fast")
 		return filled.status != 0
 	})
-	if strings.Contains(filled.stderr, "wholly filled") {
-		return <-read
+	last := <-read
+	switch {
+	case !inTime:
+		return outcome{status: -1, err: errors.New("it does not end")}
+	case last.err != nil || strings.Contains(filled.stderr, "wholly filled"):
+		return last
 	}
-	<-read
 	return filled
 }
 
