@@ -208,16 +208,7 @@ func (p *Proxy) forward(d Direction, to, from net.Conn) {
 func (p *Proxy) pass(d Direction, bytes []byte) (through []byte, cut bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.stalls[d]; s != nil && s.bytes < int64(len(bytes)) {
-		p.stalls[d] = nil
-		close(s.begun)
-		if p.goOn == nil && !p.closed {
-			p.goOn = make(chan struct{})
-		}
-	} else if s != nil {
-		s.bytes -= int64(len(bytes))
-	}
-	for p.goOn != nil {
+	for p.stalled(d, int64(len(bytes))) {
 		resumed := p.goOn
 		p.mu.Unlock()
 		<-resumed
@@ -232,4 +223,21 @@ func (p *Proxy) pass(d Direction, bytes []byte) (through []byte, cut bool) {
 	}
 	p.cutting[d] = false
 	return bytes[:p.cuts[d]], true
+}
+
+// stalled tells whether so many bytes have to wait, and counts them if not.
+func (p *Proxy) stalled(d Direction, bytes int64) bool {
+	s := p.stalls[d]
+	switch {
+	case p.goOn != nil:
+		return true
+	case s == nil || p.closed:
+		return false
+	case s.bytes >= bytes:
+		s.bytes -= bytes
+		return false
+	}
+	p.stalls[d], p.goOn = nil, make(chan struct{})
+	close(s.begun)
+	return true
 }
