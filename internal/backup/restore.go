@@ -103,6 +103,8 @@ type restorer struct {
 	regionBytes int64
 	per         int
 
+	buffers sync.Pool // of *[]byte, a region each
+
 	written, zeroed, same atomic.Int64
 	mu                    sync.Mutex
 	lost                  []Range
@@ -212,6 +214,8 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 	delete(r.plans, s.Index)
 	r.mu.Unlock()
 	start := int64(s.Index) * r.regionBytes
+	buffer, free := r.gather(s)
+	defer free()
 	var ops []*block.Op
 	add := func(off int64, data []byte) {
 		n := r.length(off)
@@ -242,6 +246,9 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 			}
 			continue
 		}
+		if data != nil && buffer != nil {
+			data = buffer[i*block.Size:][:copy(buffer[i*block.Size:], data)]
+		}
 		if data != nil {
 			add(off, data)
 		}
@@ -253,6 +260,25 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 		r.o.Progress(start, r.b.SizeBytes)
 	}
 	return nil
+}
+
+// gather returns memory for a region whose blocks come from several chunks, so that what follows each other on the target is written at
+// once: a file system has far more work with many small writes. It is nil where one chunk has them all.
+func (r *restorer) gather(s *repository.Scanned) (buffer []byte, free func()) {
+	read := 0
+	for _, plain := range s.Plain {
+		if plain != nil {
+			read++
+		}
+	}
+	if read < 2 {
+		return nil, func() {}
+	}
+	p, _ := r.buffers.Get().(*[]byte)
+	if p == nil {
+		p = new(make([]byte, r.regionBytes))
+	}
+	return *p, func() { r.buffers.Put(p) }
 }
 
 // lose notes a range that cannot be read. Those of a region come in ascending order.
