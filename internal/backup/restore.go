@@ -137,8 +137,10 @@ func (r *restorer) length(off int64) int64 { return min(block.Size, r.b.SizeByte
 // compare reads the target's region and tells which blocks have to be fetched.
 func (r *restorer) compare(ctx context.Context, index uint64, region maptree.Region) (maptree.Bitmap, error) {
 	start := int64(index) * r.regionBytes
-	p := make([]byte, r.regionBytes)
+	p, free := r.buffer()
+	defer free()
 	have := min(r.regionBytes, r.b.SizeBytes-start)
+	clear(p[have:])
 	bad, err := r.present(ctx, p[:have], start)
 	if err != nil {
 		return maptree.Bitmap{}, err
@@ -274,6 +276,11 @@ func (r *restorer) gather(s *repository.Scanned) (buffer []byte, free func()) {
 	if read < 2 {
 		return nil, func() {}
 	}
+	return r.buffer()
+}
+
+// buffer returns memory of a region's size and unknown content, and what gives it back.
+func (r *restorer) buffer() (b []byte, free func()) {
 	p, _ := r.buffers.Get().(*[]byte)
 	if p == nil {
 		p = new(make([]byte, r.regionBytes))

@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +35,12 @@ func (s *Scanned) Block(i int) ([]byte, error) {
 }
 
 const (
-	// windowBytes is how much plain content is read ahead; two windows are in memory, and a third while it is handed over.
+	// windowBytes is how much plain content is read together, sorted by where it lies.
 	windowBytes = 16 << 20
-	// taskBytes is what one goroutine reads and decodes at a time.
-	taskBytes = 2 << 20
+	// windows are in memory at once: one is handed over while the next are read.
+	windows = 4
+	// taskBytes is how much plain content one goroutine reads and decodes at a time. Compressed it fits into one request.
+	taskBytes = 8 << 20
 	// readers is how many do so at once: enough for a store that answers slowly.
 	readers = 12
 )
@@ -48,57 +49,101 @@ const (
 type Want func(ctx context.Context, index uint64, r maptree.Region) (maptree.Bitmap, error)
 
 // Scan reads regions [from, to) of a map in order, ahead and in large requests, and passes those that are not all hole to visit,
-// several at once if it is told so by workers > 1: then the order within a window is not kept. A chunk that is lost is an error of that chunk alone.
+// several at once if it is told so by workers > 1: then the order within a window is not kept. A chunk that is lost is an error of that
+// chunk alone. What is passed is valid during the call.
 func (r *Repo) Scan(ctx context.Context, tree *maptree.Tree, from, to uint64, want Want, workers int, visit func(*Scanned) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	windows := make(chan []*Scanned, 1)
+	s := &scan{Repo: r, want: want, reading: make(chan struct{}, readers), taken: make(chan struct{}, windows)}
+	filled := make(chan *window, windows)
 	g.Go(func() error {
-		defer close(windows)
-		var window []*Scanned
-		size := 0
-		send := func() error {
-			if err := r.fillWindow(ctx, window, want); err != nil {
+		defer close(filled)
+		send := func(w *window) error {
+			if err := take(ctx, s.taken); err != nil {
 				return err
 			}
-			select {
-			case windows <- window:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			window, size = nil, 0
+			g.Go(func() error {
+				defer close(w.done)
+				w.err = s.fill(ctx, w)
+				return w.err
+			})
+			filled <- w // there is room for as many as can be taken
 			return nil
 		}
+		w, size := s.newWindow(), 0
 		err := tree.Walk(ctx, from, to, func(index uint64, region maptree.Region) error {
-			window = append(window, &Scanned{Index: index, Region: region})
+			w.regions = append(w.regions, &Scanned{Index: index, Region: region})
 			for _, c := range region.Chunks {
 				size += c.Held.Count() * block.Size
 			}
-			if size >= windowBytes {
-				return send()
+			if size < windowBytes {
+				return nil
 			}
-			return nil
+			full := w
+			w, size = s.newWindow(), 0
+			return send(full)
 		})
 		if err != nil {
 			return err
 		}
-		return send()
+		return send(w)
 	})
 	g.Go(func() error {
-		for window := range windows {
-			vg, _ := errgroup.WithContext(ctx)
-			vg.SetLimit(max(workers, 1))
-			for _, s := range window {
-				if ctx.Err() != nil {
-					break
-				}
-				vg.Go(func() error { return visit(s) })
+		for w := range filled {
+			<-w.done
+			if w.err != nil {
+				return w.err
 			}
-			if err := vg.Wait(); err != nil {
+			if err := w.visit(ctx, max(workers, 1), visit); err != nil {
 				return err
 			}
+			w.memory.free()
+			<-s.taken
 		}
 		return ctx.Err()
 	})
+	return g.Wait()
+}
+
+// scan is one Scan.
+type scan struct {
+	*Repo
+	want    Want
+	slabs   slabs
+	reading chan struct{} // by who reads
+	taken   chan struct{} // by windows in memory
+}
+
+// take waits for a place in a semaphore.
+func take(ctx context.Context, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// window is some regions whose content is read together.
+type window struct {
+	regions []*Scanned
+	memory  arena
+	done    chan struct{} // closed when it is filled, or err is set
+	err     error
+}
+
+func (s *scan) newWindow() *window {
+	return &window{memory: arena{from: &s.slabs}, done: make(chan struct{})}
+}
+
+func (w *window) visit(ctx context.Context, workers int, visit func(*Scanned) error) error {
+	g, _ := errgroup.WithContext(ctx)
+	g.SetLimit(workers)
+	for _, s := range w.regions {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error { return visit(s) })
+	}
 	return g.Wait()
 }
 
@@ -109,44 +154,23 @@ type piece struct {
 	place chunk.Place
 }
 
-// fillWindow reads the chunks that supply wanted blocks, sorted by where they lie.
-func (r *Repo) fillWindow(ctx context.Context, window []*Scanned, want Want) error {
-	needed := make([][maptree.MaxChunks]bool, len(window))
-	wg, wctx := errgroup.WithContext(ctx)
-	wg.SetLimit(readers)
-	for i, s := range window {
-		// Chunks of one region are read by several goroutines.
-		s.Plain, s.Errs = make([][]byte, len(s.Region.Chunks)), make([]error, len(s.Region.Chunks))
-		if want == nil {
-			needed[i] = s.needed(nil)
-			continue
-		}
-		wg.Go(func() error {
-			wanted, err := want(wctx, s.Index, s.Region)
-			needed[i] = s.needed(&wanted)
-			return err
-		})
-	}
-	if err := wg.Wait(); err != nil {
+// fill reads the chunks that supply wanted blocks, sorted by where they lie.
+func (s *scan) fill(ctx context.Context, w *window) error {
+	needed, err := s.needed(ctx, w)
+	if err != nil {
 		return err
 	}
 	var pieces []piece
-	for i, s := range window {
-		for c, ch := range s.Region.Chunks {
+	for i, region := range w.regions {
+		for c, ch := range region.Region.Chunks {
 			if needed[i][c] {
-				pieces = append(pieces, piece{s, c, ch.Place})
+				pieces = append(pieces, piece{region, c, ch.Place})
 			}
 		}
 	}
-	slices.SortFunc(pieces, func(a, b piece) int {
-		if c := bytes.Compare(a.place.Pack[:], b.place.Pack[:]); c != 0 {
-			return c
-		}
-		return int(int64(a.place.Frame) - int64(b.place.Frame))
-	})
+	slices.SortFunc(pieces, func(a, b piece) int { return a.place.Compare(b.place) })
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(readers)
-	for len(pieces) > 0 {
+	for len(pieces) > 0 && take(gctx, s.reading) == nil {
 		n, size := 0, 0
 		for n < len(pieces) && pieces[n].place.Pack == pieces[0].place.Pack && size < taskBytes {
 			size += pieces[n].s.Region.Chunks[pieces[n].c].Held.Count() * block.Size
@@ -154,9 +178,36 @@ func (r *Repo) fillWindow(ctx context.Context, window []*Scanned, want Want) err
 		}
 		task := pieces[:n]
 		pieces = pieces[n:]
-		g.Go(func() error { return r.readPieces(gctx, task) })
+		g.Go(func() error {
+			defer func() { <-s.reading }()
+			return s.readPieces(gctx, task, &w.memory)
+		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err() // else all was read
+}
+
+// needed tells of each region which of its chunks have to be read.
+func (s *scan) needed(ctx context.Context, w *window) ([][maptree.MaxChunks]bool, error) {
+	needed := make([][maptree.MaxChunks]bool, len(w.regions))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readers)
+	for i, region := range w.regions {
+		// Chunks of one region are read by several goroutines.
+		region.Plain, region.Errs = make([][]byte, len(region.Region.Chunks)), make([]error, len(region.Region.Chunks))
+		if s.want == nil {
+			needed[i] = region.needed(nil)
+			continue
+		}
+		g.Go(func() error {
+			wanted, err := s.want(ctx, region.Index, region.Region)
+			needed[i] = region.needed(&wanted)
+			return err
+		})
+	}
+	return needed, g.Wait()
 }
 
 // needed tells which chunks supply a wanted block; nil wants all.
@@ -172,8 +223,8 @@ func (s *Scanned) needed(wanted *maptree.Bitmap) [maptree.MaxChunks]bool {
 }
 
 // readPieces reads chunks of one pack, in order of their frames, and those that are not there wherever else they are.
-func (r *Repo) readPieces(ctx context.Context, task []piece) error {
-	if err := r.readTogether(ctx, task); err != nil && !IsLost(err) {
+func (r *Repo) readPieces(ctx context.Context, task []piece, memory *arena) error {
+	if err := r.readTogether(ctx, task, memory); err != nil && !IsLost(err) {
 		return err
 	}
 	for _, p := range task {
@@ -193,7 +244,7 @@ func (r *Repo) readPieces(ctx context.Context, task []piece) error {
 }
 
 // readTogether reads the pieces that the pack holds where it is said to. What is in a frame is compared with the directory's id then.
-func (r *Repo) readTogether(ctx context.Context, task []piece) error {
+func (r *Repo) readTogether(ctx context.Context, task []piece, memory *arena) error {
 	d, err := r.packs.Directory(ctx, envelope.Pack, task[0].place.Pack)
 	if err != nil {
 		return err
@@ -217,8 +268,7 @@ func (r *Repo) readTogether(ctx context.Context, task []piece) error {
 		return nil
 	}
 	next := 0
-	return r.packs.Frames(ctx, envelope.Pack, task[0].place.Pack, frames, func(i int, plain []byte) error {
-		content := bytes.Clone(plain)
+	return r.packs.FramesInto(ctx, envelope.Pack, task[0].place.Pack, frames, memory.room, func(i int, content []byte) error {
 		for ; next < len(here) && here[next].place.Frame <= frames[i]; next++ {
 			if p := here[next]; p.place.Frame == frames[i] { // else it is lost
 				p.s.Plain[p.c] = content

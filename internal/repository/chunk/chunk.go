@@ -4,6 +4,7 @@ package chunk
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 )
 
@@ -18,6 +19,11 @@ type PackID [16]byte
 type Place struct {
 	Pack  PackID
 	Frame uint32
+}
+
+// Compare orders places by packs, and in them by frames.
+func (p Place) Compare(other Place) int {
+	return cmp.Or(bytes.Compare(p.Pack[:], other.Pack[:]), cmp.Compare(p.Frame, other.Frame))
 }
 
 // Compare orders ids by their bytes.

@@ -54,6 +54,9 @@ func Encode(dst, plain []byte) (encoded []byte, enc Encoding) {
 // errContent: what a frame holds does not decode. As frames are authenticated, it was wrong when it was stored.
 var errContent = errors.New("content does not decode")
 
+// Slack is how much memory behind what is decoded lets the decoder copy in whole words to the end.
+const Slack = 16
+
 // Decode appends the content of plainBytes that Encode returned as encoded.
 func Decode(dst, encoded []byte, enc Encoding, plainBytes int) ([]byte, error) {
 	start := len(dst)
@@ -62,7 +65,7 @@ func Decode(dst, encoded []byte, enc Encoding, plainBytes int) ([]byte, error) {
 	case Raw:
 		dst = append(dst, encoded...)
 	case Zstd:
-		decoded, err := decoder().DecodeAll(encoded, dst[start:start:start+plainBytes])
+		decoded, err := decoder().DecodeAll(encoded, dst[start:start:min(start+plainBytes+Slack, cap(dst))])
 		if err != nil {
 			return dst, fmt.Errorf("%w: %w", errContent, err)
 		}

@@ -78,6 +78,27 @@ func (r *Reader) Frames(ctx context.Context, kind envelope.Kind, id chunk.PackID
 		return gone(err)
 	}
 	var plainBytes uint32 // of the largest
+	for _, frame := range frames {
+		if int(frame) < o.Len() {
+			plainBytes = max(plainBytes, o.entries[frame].PlainBytes)
+		}
+	}
+	plain, free := buffer(int(plainBytes) + Slack)
+	defer free()
+	return r.frames(ctx, o, frames, func(int) []byte { return plain[:0] }, visit)
+}
+
+// FramesInto is Frames with contents that stay: each is in memory that room gives, which has at least so many bytes of capacity. With
+// Slack bytes more it decodes faster.
+func (r *Reader) FramesInto(ctx context.Context, kind envelope.Kind, id chunk.PackID, frames []uint32, room func(bytes int) []byte, visit func(i int, plain []byte) error) error {
+	o, err := r.open(ctx, kind, id)
+	if err != nil {
+		return gone(err)
+	}
+	return r.frames(ctx, o, frames, func(bytes int) []byte { return room(bytes)[:0] }, visit)
+}
+
+func (r *Reader) frames(ctx context.Context, o *opened, frames []uint32, room func(bytes int) []byte, visit func(i int, plain []byte) error) error {
 	for i, frame := range frames {
 		if int(frame) >= o.Len() {
 			return fmt.Errorf("pack %s: frame %d: %w", o.key, frame, ErrElsewhere)
@@ -85,10 +106,7 @@ func (r *Reader) Frames(ctx context.Context, kind envelope.Kind, id chunk.PackID
 		if i > 0 && frame <= frames[i-1] {
 			return fmt.Errorf("pack %s: frame %d after %d: order is ascending", o.key, frame, frames[i-1])
 		}
-		plainBytes = max(plainBytes, o.entries[frame].PlainBytes)
 	}
-	plain, free := buffer(int(plainBytes))
-	defer free()
 	var lost []uint32
 	for first := 0; first < len(frames); {
 		run := o.run(frames[first:])
@@ -101,7 +119,7 @@ func (r *Reader) Frames(ctx context.Context, kind envelope.Kind, id chunk.PackID
 				return fmt.Errorf("pack %s: frame %d: %w", o.key, run[i], err)
 			}
 			return visit(first+i, content)
-		}, plain[:0])
+		}, room)
 		if err != nil {
 			return err
 		}
@@ -129,8 +147,8 @@ func (o *opened) run(frames []uint32) []uint32 {
 }
 
 // readRun reads frames that lie close to each other, and visits all of them, with their content or with what is
-// wrong with it. The contents are in plain's memory.
-func (r *Reader) readRun(ctx context.Context, o *opened, run []uint32, visit func(i int, content []byte, err error) error, plain []byte) error {
+// wrong with it. The contents are in memory that room gives.
+func (r *Reader) readRun(ctx context.Context, o *opened, run []uint32, visit func(i int, content []byte, err error) error, room func(bytes int) []byte) error {
 	first, last := &o.entries[run[0]], &o.entries[run[len(run)-1]]
 	sealed, free, failed := r.sealed(ctx, o, first.Offset, last.Offset+last.SealedBytes-first.Offset)
 	switch {
@@ -140,10 +158,11 @@ func (r *Reader) readRun(ctx context.Context, o *opened, run []uint32, visit fun
 		return fmt.Errorf("pack %s: %w", o.key, failed)
 	}
 	for i, frame := range run {
+		e := &o.entries[frame]
+		plain := room(int(e.PlainBytes))
 		var content []byte
 		err := failed
 		if err == nil {
-			e := &o.entries[frame]
 			content, err = r.content(o, sealed[e.Offset-first.Offset:][:e.SealedBytes], frame, plain)
 		}
 		if errors.Is(err, errUnsound) {

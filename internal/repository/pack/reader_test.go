@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -284,4 +285,37 @@ func TestConcurrentReaders(t *testing.T) {
 		})
 	}
 	g.Wait()
+}
+
+// What is read into memory of the caller's stays there, and is what was stored, whatever lies behind it.
+func TestFramesIntoMemoryOfTheCaller(t *testing.T) {
+	ctx := t.Context()
+	r := rand.New(rand.NewPCG(3, 3))
+	var contents [][]byte
+	for n := range 40 {
+		contents = append(contents, content(r, 1+n*5000), noise(r, 1+n*700))
+	}
+	s := newStored(t, 3, contents...)
+	for _, slack := range []int{0, pack.Slack} {
+		var memory []byte
+		got := make([][]byte, len(contents))
+		err := s.reader().FramesInto(ctx, envelope.Pack, s.ID, s.frames(), func(bytes int) []byte {
+			memory = make([]byte, bytes, bytes+slack)
+			return memory
+		}, func(i int, plain []byte) error {
+			if &plain[0] != &memory[0] {
+				return fmt.Errorf("frame %d is elsewhere", i)
+			}
+			got[i] = plain
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range contents {
+			if !bytes.Equal(got[i], contents[i]) {
+				t.Errorf("slack %d: frame %d is not what was stored", slack, i)
+			}
+		}
+	}
 }
