@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"varve/internal/objects"
 	"varve/internal/repository/chunk"
@@ -23,6 +26,49 @@ func (r *Repo) ReadChunk(ctx context.Context, id chunk.ID, hint chunk.Place) ([]
 // ReadNode implements maptree.NodeReader.
 func (r *Repo) ReadNode(ctx context.Context, id chunk.ID, hint chunk.Place) ([]byte, error) {
 	return r.contentAt(ctx, envelope.Nodes, id, hint)
+}
+
+// ReadNodes implements maptree.AheadReader: nodes of one pack with few requests, several packs at once.
+func (r *Repo) ReadNodes(ctx context.Context, nodes []maptree.Child, found func(i int, plain []byte)) {
+	order := make([]int, len(nodes))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return nodes[a].Place.Compare(nodes[b].Place) })
+	var g errgroup.Group
+	g.SetLimit(readers)
+	for len(order) > 0 {
+		n := 1
+		for n < len(order) && nodes[order[n]].Place.Pack == nodes[order[0]].Place.Pack {
+			n++
+		}
+		batch := order[:n]
+		order = order[n:]
+		g.Go(func() error { return r.readNodes(ctx, nodes, batch, found) })
+	}
+	_ = g.Wait() // what was not found is read by itself
+}
+
+// readNodes reads some of the nodes, which one pack has, in the order of their frames.
+func (r *Repo) readNodes(ctx context.Context, nodes []maptree.Child, batch []int, found func(i int, plain []byte)) error {
+	packID := nodes[batch[0]].Place.Pack
+	d, err := r.packs.Directory(ctx, envelope.Nodes, packID)
+	if err != nil {
+		return err
+	}
+	var frames []uint32
+	var here []int
+	for _, i := range batch {
+		frame := nodes[i].Place.Frame
+		if int(frame) >= d.Len() || d.Entry(frame).ID != nodes[i].ID || len(frames) > 0 && frames[len(frames)-1] == frame {
+			continue
+		}
+		frames, here = append(frames, frame), append(here, i)
+	}
+	return r.packs.Frames(ctx, envelope.Nodes, packID, frames, func(i int, plain []byte) error {
+		found(here[i], plain)
+		return nil
+	})
 }
 
 // contentAt returns plain content whose id is right, or an error: ErrDamaged if it is lost wherever it was. Content

@@ -148,7 +148,7 @@ func (s *Session) eachNeed(ctx context.Context, rec *Record, visit func(kind env
 
 // visited is a NodeReader that tells what is read.
 type visited struct {
-	*Repo
+	repo  *Repo
 	visit func(id chunk.ID, hint chunk.Place) error
 }
 
@@ -156,5 +156,5 @@ func (v visited) ReadNode(ctx context.Context, id chunk.ID, hint chunk.Place) ([
 	if err := v.visit(id, hint); err != nil {
 		return nil, err
 	}
-	return v.Repo.ReadNode(ctx, id, hint)
+	return v.repo.ReadNode(ctx, id, hint)
 }

@@ -25,6 +25,14 @@ type NodeReader interface {
 	ReadNode(ctx context.Context, id chunk.ID, p chunk.Place) ([]byte, error)
 }
 
+// AheadReader is a NodeReader that reads many nodes with few requests. A walk asks it for those that it comes to next.
+type AheadReader interface {
+	NodeReader
+	// ReadNodes passes on the bytes of nodes, which it has checked; i is an index into nodes. It may leave out any, whatever
+	// the reason: they are read one by one then. plain is valid during the call, and several may be made at once.
+	ReadNodes(ctx context.Context, nodes []Child, found func(i int, plain []byte))
+}
+
 // NodeWriter stores nodes.
 type NodeWriter interface {
 	// WriteNode stores a node, or finds it stored, and tells its id and where it is. plain is not kept.

@@ -96,30 +96,77 @@ func (t *Tree) Walk(ctx context.Context, from, to uint64, visit func(index uint6
 	if err := t.check(); err != nil || t.root.Empty {
 		return err
 	}
-	return t.walk(ctx, t.root.child(), t.root.Level, 0, from, to, visit)
+	w := walk{Tree: t, ahead: 1, from: from, to: to, visit: visit}
+	return w.node(ctx, t.root.child(), t.root.Level, 0)
 }
 
-func (t *Tree) walk(ctx context.Context, c Child, level int, first, from, to uint64, visit func(uint64, Region) error) error {
-	if to <= first || from >= first+span(level) {
+// walk is one Walk.
+type walk struct {
+	*Tree
+	ahead    int // how many leaves are read together
+	from, to uint64
+	visit    func(index uint64, r Region) error
+}
+
+// outside tells that the node of a level that begins with region first has none of the regions.
+func (w *walk) outside(level int, first uint64) bool {
+	return w.to <= first || w.from >= first+span(level)
+}
+
+func (w *walk) node(ctx context.Context, c Child, level int, first uint64) error {
+	if w.outside(level, first) {
 		return nil
 	}
-	n, err := t.node(ctx, c, level, first)
+	n, err := w.Tree.node(ctx, c, level, first)
 	if err != nil {
 		return err
 	}
 	for _, r := range n.Regions {
-		if index := first + uint64(r.Slot); index >= from && index < to {
-			if err := visit(index, r.Region); err != nil {
+		if index := first + uint64(r.Slot); index >= w.from && index < w.to {
+			if err := w.visit(index, r.Region); err != nil {
 				return err
 			}
 		}
 	}
-	for _, c := range n.Children {
-		if err := t.walk(ctx, c, level-1, first+uint64(c.Slot)*span(level-1), from, to, visit); err != nil {
+	read := 0 // children that were read ahead
+	for i, c := range n.Children {
+		at := first + uint64(c.Slot)*span(level-1)
+		if level == 1 && i >= read && !w.outside(0, at) {
+			read = i + w.readAhead(ctx, n.Children[i:], first)
+		}
+		if err := w.node(ctx, c, level-1, at); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// maxAhead is how many leaves are read together at most: all that one node has.
+const maxAhead = slots
+
+// readAhead reads leaves together with the first of them, twice as many as the last time, so that a walk that ends soon reads little for
+// nothing. It returns how many it looked at; what could not be read is read once more when the walk comes to it, and an error then.
+func (w *walk) readAhead(ctx context.Context, leaves []Child, first uint64) int {
+	r, ok := w.r.(AheadReader)
+	if !ok {
+		return len(leaves)
+	}
+	var missing []Child
+	n := 0
+	for ; n < len(leaves) && n < w.ahead && !w.outside(0, first+uint64(leaves[n].Slot)*span(0)); n++ {
+		if w.lookUp(leaves[n].ID) == nil {
+			missing = append(missing, leaves[n])
+		}
+	}
+	w.ahead = min(2*w.ahead, maxAhead)
+	if len(missing) > 1 {
+		r.ReadNodes(ctx, missing, func(i int, plain []byte) {
+			if n, err := Decode(plain, w.g); err == nil && n.Level == 0 {
+				w.keep(missing[i].ID, n)
+			}
+		})
+	}
+	return n
 }
 
 // check fails for a root that no tree has.

@@ -400,6 +400,58 @@ func TestWalksKeepToTheirRange(t *testing.T) {
 	}
 }
 
+// aheadReader reads several nodes at once, but for every third of them.
+type aheadReader struct {
+	*nodeStore
+	asked []int // how many nodes, by call
+}
+
+func (r *aheadReader) ReadNodes(ctx context.Context, nodes []Child, found func(i int, plain []byte)) {
+	r.asked = append(r.asked, len(nodes))
+	for i, c := range nodes {
+		if plain, err := r.ReadNode(ctx, c.ID, c.Place); err == nil && i%3 != 2 {
+			found(i, plain)
+		}
+	}
+	r.reads -= len(nodes)
+}
+
+// A walk asks for more and more leaves at once, none of them twice but those that it was not given, and finds what it finds without. One that
+// ends soon has asked for little.
+func TestWalkReadsLeavesAhead(t *testing.T) {
+	g := Geometry{BlocksPerRegion: 64}
+	s := newNodeStore()
+	root := build(t, s, g, Root{Empty: true}, 16384, upTo(16384)...)
+	s.seal()
+	r := &aheadReader{nodeStore: s}
+	found := 0
+	err := NewTree(r, g, root, 1<<30).Walk(t.Context(), 100, 16000, func(index uint64, got Region) error {
+		if index != uint64(100+found) || !got.Equal(wholeRegion(g, 2*int(index))) {
+			return fmt.Errorf("region %d: %v", index, got)
+		}
+		found++
+		return nil
+	})
+	if err != nil || found != 15900 {
+		t.Fatal(found, err)
+	}
+	left, first := 0, 0 // leaves 1 to 249, which were asked for together or, the first of all, not
+	for _, n := range r.asked {
+		left += n / 3
+		first += n
+	}
+	if want := []int{2, 4, 8, 16, 32, 64, 64, 58}; !slices.Equal(r.asked, want) || s.reads != 1+4+249-first+left {
+		t.Errorf("asked for %v, and %d one by one", r.asked, s.reads)
+	}
+
+	r.asked, s.reads = nil, 0
+	enough := errors.New("enough")
+	err = NewTree(r, g, root, 1<<30).Walk(t.Context(), 0, 16384, func(uint64, Region) error { return enough })
+	if !errors.Is(err, enough) || len(r.asked) > 0 || s.reads != 3 {
+		t.Errorf("%v, asked for %v, and %d one by one", err, r.asked, s.reads)
+	}
+}
+
 // gatedReader holds each read until the gate opens or whoever asks gives up.
 type gatedReader struct {
 	*nodeStore
