@@ -221,13 +221,16 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 	var ops []*block.Op
 	add := func(off int64, data []byte) {
 		n := r.length(off)
-		if data == nil {
-			r.zeroed.Add(n)
-			ops = append(ops, &block.Op{Kind: block.OpZero, Offset: off, Length: n})
-			return
+		op := block.Op{Kind: block.OpZero, Offset: off, Length: n}
+		count := &r.zeroed
+		if data != nil {
+			op.Kind, op.Data = block.OpWrite, data[:n]
+			count = &r.written
 		}
-		r.written.Add(n)
-		ops = append(ops, &block.Op{Kind: block.OpWrite, Offset: off, Length: n, Data: data[:n]})
+		count.Add(n)
+		if last := len(ops) - 1; last < 0 || !join(ops[last], &op) {
+			ops = append(ops, new(op))
+		}
 	}
 	for i := 0; i < r.per && start+int64(i)*block.Size < r.b.SizeBytes; i++ {
 		off := start + int64(i)*block.Size
@@ -255,7 +258,7 @@ func (r *restorer) region(ctx context.Context, s *repository.Scanned) error {
 			add(off, data)
 		}
 	}
-	if err := submit(ctx, r.target, merge(ops)); err != nil {
+	if err := submit(ctx, r.target, ops); err != nil {
 		return err
 	}
 	if r.o.Progress != nil {
@@ -299,27 +302,19 @@ func (r *restorer) lose(off, length int64) {
 	r.lost = append(r.lost, Range{off, length})
 }
 
-// merge joins ops that follow each other and whose data does so in memory, or that both zero.
-func merge(ops []*block.Op) []*block.Op {
-	out := ops[:0]
-	for _, op := range ops {
-		if n := len(out); n > 0 {
-			last := out[n-1]
-			if last.Kind == op.Kind && last.Offset+last.Length == op.Offset {
-				if op.Kind != block.OpWrite {
-					last.Length += op.Length
-					continue
-				}
-				if follows(last.Data, op.Data) {
-					last.Data = last.Data[:len(last.Data)+len(op.Data)]
-					last.Length += op.Length
-					continue
-				}
-			}
-		}
-		out = append(out, op)
+// join makes one op of two if the other follows, and its data does so in memory, or both zero.
+func join(op, other *block.Op) bool {
+	if op.Kind != other.Kind || op.Offset+op.Length != other.Offset {
+		return false
 	}
-	return out
+	if op.Kind == block.OpWrite {
+		if !follows(op.Data, other.Data) {
+			return false
+		}
+		op.Data = op.Data[:len(op.Data)+len(other.Data)]
+	}
+	op.Length += other.Length
+	return true
 }
 
 // follows tells that b lies right behind a in the same array.

@@ -6,8 +6,8 @@ import (
 	"varve/internal/repository/pack"
 )
 
-// slabBytes is what arenas take memory in: several of the largest chunks fit.
-const slabBytes = 4 << 20
+// slabBytes is what arenas take memory in: a few chunks of any size, with what is behind each of them, fill it.
+const slabBytes = 2<<20 + 4<<10
 
 // slabs are free memory. A sync.Pool would lose it to each garbage collection, and take as much again.
 type slabs struct {

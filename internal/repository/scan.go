@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"varve/internal/block"
 	"varve/internal/repository/chunk"
@@ -39,10 +40,14 @@ const (
 	windowBytes = 16 << 20
 	// windows are in memory at once: one is handed over while the next are read.
 	windows = 4
-	// taskBytes is how much plain content one goroutine reads and decodes at a time. Compressed it fits into one request.
-	taskBytes = 8 << 20
-	// readers is how many do so at once: enough for a store that answers slowly.
-	readers = 12
+	// taskBytes is how much plain content one goroutine reads and decodes at a time. Compressed it is one request.
+	taskBytes = 6 << 20
+	// readingBytes is how much several of them read at once, and readers how many they are: enough for a store that answers slowly. A
+	// piece that is too small for that many counts as if it were not.
+	readingBytes = 36 << 20
+	readers      = 24
+	// openers is how many packs are opened at most before their window is read.
+	openers = 16
 )
 
 // Want chooses what of a region a scan reads: the blocks that are needed. It is called for several at once.
@@ -53,11 +58,12 @@ type Want func(ctx context.Context, index uint64, r maptree.Region) (maptree.Bit
 // chunk alone. What is passed is valid during the call.
 func (r *Repo) Scan(ctx context.Context, tree *maptree.Tree, from, to uint64, want Want, workers int, visit func(*Scanned) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	s := &scan{Repo: r, want: want, reading: make(chan struct{}, readers), taken: make(chan struct{}, windows)}
+	s := &scan{Repo: r, want: want, reading: semaphore.NewWeighted(readingBytes), taken: make(chan struct{}, windows)}
 	filled := make(chan *window, windows)
 	g.Go(func() error {
 		defer close(filled)
 		send := func(w *window) error {
+			s.openPacks(ctx, g, w)
 			if err := take(ctx, s.taken); err != nil {
 				return err
 			}
@@ -109,8 +115,32 @@ type scan struct {
 	*Repo
 	want    Want
 	slabs   slabs
-	reading chan struct{} // by who reads
-	taken   chan struct{} // by windows in memory
+	asked   map[chunk.PackID]bool // packs of the last window that were opened early
+	reading *semaphore.Weighted   // bytes that are being read
+	taken   chan struct{}         // by windows in memory
+}
+
+// openPacks has the packs of a window's chunks opened before its turn comes, but for those of the last one. Where there are very many they
+// would push each other out of the cache. An error is left to who reads them.
+func (s *scan) openPacks(ctx context.Context, g *errgroup.Group, w *window) {
+	last := s.asked
+	s.asked = map[chunk.PackID]bool{}
+	for _, region := range w.regions {
+		for _, c := range region.Region.Chunks {
+			id := c.Place.Pack
+			if s.asked[id] || len(s.asked) == openers {
+				continue
+			}
+			s.asked[id] = true
+			if last[id] {
+				continue
+			}
+			g.Go(func() error {
+				_, _ = s.packs.Directory(ctx, envelope.Pack, id)
+				return nil
+			})
+		}
+	}
 }
 
 // take waits for a place in a semaphore.
@@ -170,7 +200,7 @@ func (s *scan) fill(ctx context.Context, w *window) error {
 	}
 	slices.SortFunc(pieces, func(a, b piece) int { return a.place.Compare(b.place) })
 	g, gctx := errgroup.WithContext(ctx)
-	for len(pieces) > 0 && take(gctx, s.reading) == nil {
+	for len(pieces) > 0 {
 		n, size := 0, 0
 		for n < len(pieces) && pieces[n].place.Pack == pieces[0].place.Pack && size < taskBytes {
 			size += pieces[n].s.Region.Chunks[pieces[n].c].Held.Count() * block.Size
@@ -178,8 +208,12 @@ func (s *scan) fill(ctx context.Context, w *window) error {
 		}
 		task := pieces[:n]
 		pieces = pieces[n:]
+		weight := int64(max(size, readingBytes/readers))
+		if s.reading.Acquire(gctx, weight) != nil {
+			break
+		}
 		g.Go(func() error {
-			defer func() { <-s.reading }()
+			defer s.reading.Release(weight)
 			return s.readPieces(gctx, task, &w.memory)
 		})
 	}
