@@ -39,12 +39,12 @@ const (
 	// windowBytes is how much plain content is read together, sorted by where it lies.
 	windowBytes = 16 << 20
 	// windows are in memory at once: one is handed over while the next are read.
-	windows = 4
+	windows = 5
 	// taskBytes is how much plain content one goroutine reads and decodes at a time. Compressed it is one request.
 	taskBytes = 6 << 20
 	// readingBytes is how much several of them read at once, and readers how many they are: enough for a store that answers slowly. A
 	// piece that is too small for that many counts as if it were not.
-	readingBytes = 36 << 20
+	readingBytes = 40 << 20
 	readers      = 24
 	// openers is how many packs are opened at most before their window is read.
 	openers = 16
