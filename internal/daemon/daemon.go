@@ -83,6 +83,7 @@ type Daemon struct {
 	mirrors      mirrors
 	fills        fills
 	holds        holds
+	begins       sync.Mutex // held while a restore to a new volume begins, or is given up
 	journal      *journal
 	sessions     *sessions
 	timings      timings
@@ -150,7 +151,9 @@ func (d *Daemon) openPool(ctx context.Context, c Config) error {
 		return fmt.Errorf("read data directory: %w", err)
 	}
 	d.repositories = openRepositories(vfs.OS(), d.dir, "varve "+d.version)
-	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.poolEvent, OpenBase: d.openBase}
+	options := pool.Options{FS: vfs.OS(), Dir: d.poolDir, MapCacheBytes: c.MapCacheBytes, Clock: c.Clock, OnEvent: d.poolEvent, OpenBase: d.openBase,
+		KeepIncomplete: func(v pool.VolumeInfo) bool { return keepBegun(v, d.now()) },
+	}
 	if _, err := os.Stat(d.poolDir); errors.Is(err, fs.ErrNotExist) {
 		for _, e := range entries {
 			if !own[e.Name()] {

@@ -24,6 +24,7 @@ func (d *Daemon) expireLoop(ctx context.Context) {
 	for {
 		d.forgetDropped()
 		d.dropKept(d.now())
+		d.dropBegun(d.now())
 		next := d.expire(ctx, d.now())
 		timer := time.NewTimer(next)
 		select {

@@ -52,7 +52,7 @@ func (d *Daemon) RestoreBackup(ctx context.Context, r contract.RestoreBackup) (c
 	case r.Instant:
 		return d.restoreInstantly(u, r, b.Backup)
 	}
-	return d.restoreToVolume(u.known, r, b.Backup)
+	return d.restoreToVolume(u.known, u.id, r, b.Backup)
 }
 
 // restoring starts the job of a restore. work is called with a repository that is open, or else undo.
@@ -87,38 +87,6 @@ func isLoss(r contract.RestoreBackup, out contract.BackupRestore, err error) boo
 // volumeBytes is the size of a volume that holds a disk of a size.
 func volumeBytes(size int64) int64 {
 	return max(pool.MinVolumeBytes, (size+block.SectorSize-1)/block.SectorSize*block.SectorSize)
-}
-
-func (d *Daemon) restoreToVolume(k *knownRepository, r contract.RestoreBackup, b repository.Backup) (contract.Job, error) {
-	spec := pool.VolumeSpec{Name: r.ToVolume, SizeBytes: volumeBytes(b.SizeBytes), Incomplete: true}
-	if _, err := d.pool.CreateVolume(context.Background(), spec); err != nil {
-		return contract.Job{}, err
-	}
-	undo := func() {
-		if err := d.pool.DeleteIncomplete(context.Background(), r.ToVolume); err != nil {
-			d.note("restore", r.ToVolume, "what the restore made cannot be removed before the next start: %v", err)
-		}
-	}
-	return d.restoring(k, r, r.ToVolume, undo, func(ctx context.Context, j *job, u *use) (contract.BackupRestore, error) {
-		volume, err := d.pool.OpenIncomplete(r.ToVolume)
-		if err != nil {
-			return contract.BackupRestore{}, err
-		}
-		out, lost := u.RestoreTo(ctx, r, volume, r.ToVolume, true, j.fraction)
-		if err := volume.Close(); err != nil {
-			return out, err
-		}
-		if lost != nil && !isLoss(r, out, lost) {
-			return out, lost
-		}
-		if err := d.pool.CompleteVolume(ctx, r.ToVolume); err != nil {
-			return contract.BackupRestore{}, err
-		}
-		if v, err := d.Volume(context.WithoutCancel(ctx), r.ToVolume); err == nil {
-			out.Volume = &v
-		}
-		return out, lost
-	})
 }
 
 func (d *Daemon) restoreToFile(k *knownRepository, r contract.RestoreBackup) (contract.Job, error) {

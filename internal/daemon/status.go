@@ -122,6 +122,7 @@ func (d *Daemon) Status() contract.Status {
 	for _, name := range d.idleFills() {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s: it is not wholly filled from its backup, and the job that did so was cancelled; the next start of the daemon goes on", name))
 	}
+	s.Warnings = append(s.Warnings, d.begunRestores()...)
 	s.Warnings = append(s.Warnings, d.pendingRepositories()...)
 	if old := d.notBackedUp(); old > 0 {
 		s.Warnings = append(s.Warnings, count(old, "snapshot")+" older than a week with no backup: a snapshot lives in the pool and is no backup")

@@ -163,6 +163,9 @@ func (d *Daemon) resize(ctx context.Context, name string, size int64, force bool
 
 // DeleteVolume deletes a volume without snapshots; the file of an inplace one stays. Clients stand in the way unless force, which disconnects them.
 func (d *Daemon) DeleteVolume(ctx context.Context, name string, force bool) error {
+	if found, err := d.deleteBegun(name); found {
+		return err
+	}
 	info, err := d.volumeInfo(name)
 	if err != nil {
 		return err

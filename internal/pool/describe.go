@@ -23,6 +23,19 @@ func (p *Pool) Volumes() []VolumeInfo {
 	return out
 }
 
+// Incomplete lists the volumes that were created Incomplete and not completed, by name.
+func (p *Pool) Incomplete() []VolumeInfo {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var out []VolumeInfo
+	for _, v := range p.cat.Volumes() {
+		if v.Incomplete && !v.Internal() {
+			out = append(out, p.volumeInfo(v))
+		}
+	}
+	return out
+}
+
 // Volume describes a volume.
 func (p *Pool) Volume(name string) (VolumeInfo, error) {
 	p.mu.RLock()

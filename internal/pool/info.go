@@ -90,7 +90,7 @@ type VolumeSpec struct {
 	Base *Base
 	// Incomplete volumes are being filled (an import): they take their name but
 	// are not listed, and disappear when the pool is opened again, until
-	// CompleteVolume.
+	// CompleteVolume; but see Options.KeepIncomplete.
 	Incomplete bool
 }
 

@@ -56,6 +56,9 @@ type Options struct {
 	// failed; the device outlives ctx, and is closed when it is needed no more. nil: what is not filled cannot be read.
 	OpenBase func(ctx context.Context, ref []byte) (block.Device, error)
 
+	// KeepIncomplete tells when the pool is opened which Incomplete volumes stay; nil: none.
+	KeepIncomplete func(VolumeInfo) bool
+
 	// Manual starts no background work: checkpoints happen in Checkpoint and Close
 	// alone. For tests that decide the order of everything.
 	Manual bool
@@ -304,13 +307,14 @@ func (p *Pool) tellRecovery() {
 	}
 }
 
-// dropIncomplete removes volumes whose import was cut short.
+// dropIncomplete removes volumes whose import was cut short, unless they are to stay.
 func (p *Pool) dropIncomplete(ctx context.Context) error {
 	for _, v := range p.cat.Volumes() {
-		if v.Incomplete {
-			if err := p.DeleteIncomplete(ctx, v.Name); err != nil {
-				return err
-			}
+		if !v.Incomplete || p.opts.KeepIncomplete != nil && !v.Internal() && p.opts.KeepIncomplete(p.volumeInfo(v)) {
+			continue
+		}
+		if err := p.DeleteIncomplete(ctx, v.Name); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -138,9 +138,14 @@ func (p *Pool) setVolume(name string, incomplete bool, set func(*catalogue.Catal
 	return err
 }
 
-// CompleteVolume makes an Incomplete volume an ordinary one.
-func (p *Pool) CompleteVolume(_ context.Context, name string) error {
-	return p.setVolume(name, true, func(*catalogue.Catalogue, *catalogue.SetVolume) error { return nil })
+// CompleteVolume makes an Incomplete volume an ordinary one, without some of its labels.
+func (p *Pool) CompleteVolume(_ context.Context, name string, without ...string) error {
+	return p.setVolume(name, true, func(_ *catalogue.Catalogue, op *catalogue.SetVolume) error {
+		for _, label := range without {
+			delete(op.Labels, label)
+		}
+		return nil
+	})
 }
 
 // RenameVolume gives a volume another name; connected clients stay connected.
