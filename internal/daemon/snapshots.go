@@ -66,7 +66,11 @@ func parseRef(s string) (pool.SnapshotRef, error) {
 	return pool.SnapshotRef{Volume: volume, Name: name}, nil
 }
 
-func isGone(err error) bool { return errors.Is(err, pool.ErrNotFound) }
+// isGone tells an error that means that there is no such thing, with or without a hint.
+func isGone(err error) bool {
+	var told *contract.Error
+	return errors.Is(err, pool.ErrNotFound) || errors.As(err, &told) && told.Code == contract.CodeNotFound
+}
 
 // Snapshots lists the snapshots of a volume, of all volumes if its name is
 // empty: parents before children, oldest first.
@@ -249,9 +253,18 @@ func (d *Daemon) ProtectSnapshot(ctx context.Context, name string, protected boo
 	if err != nil {
 		return contract.Snapshot{}, err
 	}
-	if err := d.pool.ProtectSnapshot(ctx, ref, protected); err != nil {
+	before, err := d.Snapshot(ctx, name)
+	if err == nil {
+		err = d.pool.ProtectSnapshot(ctx, ref, protected)
+	}
+	if err != nil {
 		return contract.Snapshot{}, hinted(err, pool.ErrNotFound, "list snapshots: varve snapshot list")
 	}
 	d.snapshotsChanged()
-	return d.Snapshot(ctx, name)
+	now, err := d.Snapshot(ctx, name)
+	if isGone(err) { // its time was over
+		before.Protected = protected
+		return before, nil
+	}
+	return now, err
 }
