@@ -37,7 +37,7 @@ func (s *Scanned) Block(i int) ([]byte, error) {
 
 const (
 	// windowBytes is how much plain content is read together, sorted by where it lies.
-	windowBytes = 16 << 20
+	windowBytes = 12 << 20
 	// windows are in memory at once: one is handed over while the next are read.
 	windows = 5
 	// taskBytes is how much plain content one goroutine reads and decodes at a time. Compressed it is one request.
